@@ -1,5 +1,7 @@
 //! The claim behind a running handler, shared with its message, the heartbeat and the pipeline.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -36,10 +38,75 @@ pub(crate) struct ActiveClaim {
     cancelled: Notify,
 }
 
+/// How many claims one allocation holds: one for each cost a twentieth of a message's processing. It is kept until the last of them
+/// is let go.
+const CHUNK: usize = 16;
+
+/// Claims in one allocation.
+pub(crate) type ClaimChunk = Arc<Vec<ActiveClaim>>;
+
+/// An [`ActiveClaim`] that is shared; others of its round lie in the same allocation.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedClaim {
+    chunk: ClaimChunk,
+    index: usize,
+}
+
+impl SharedClaim {
+    /// A claim that stands alone.
+    pub(crate) fn new(claim: ActiveClaim) -> Self {
+        Self { chunk: Arc::new(vec![claim]), index: 0 }
+    }
+
+    /// Shares up to `most` claims, in their order.
+    pub(crate) fn share(claims: impl Iterator<Item = ActiveClaim>, most: usize) -> Vec<Self> {
+        let mut claims = claims.peekable();
+        let mut shared = Vec::new();
+        while claims.peek().is_some() {
+            if shared.is_empty() {
+                shared.reserve_exact(most);
+            }
+            let mut chunk = Vec::with_capacity(CHUNK.min(most - shared.len()));
+            chunk.extend(claims.by_ref().take(CHUNK));
+            let chunk = Arc::new(chunk);
+            shared.extend((0..chunk.len()).map(|index| Self { chunk: Arc::clone(&chunk), index }));
+        }
+        shared
+    }
+
+    /// The claims of `chunk` that `wanted` chooses.
+    pub(crate) fn choose(
+        chunk: &ClaimChunk,
+        wanted: impl Fn(&ActiveClaim) -> bool,
+    ) -> impl Iterator<Item = Self> {
+        let all = chunk.iter().enumerate().filter(move |(_, claim)| wanted(claim));
+        all.map(|(index, _)| Self { chunk: Arc::clone(chunk), index })
+    }
+
+    /// The allocation that holds the claim.
+    pub(crate) fn chunk(&self) -> &ClaimChunk {
+        &self.chunk
+    }
+}
+
+impl Deref for SharedClaim {
+    type Target = ActiveClaim;
+
+    fn deref(&self) -> &ActiveClaim {
+        &self.chunk[self.index]
+    }
+}
+
+/// In microseconds, as deadlines are kept.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl ActiveClaim {
-    pub(crate) fn new(claimed: &Claimed, tag: Tag, sent: Instant, deadline: Instant) -> Self {
+    /// A claim that was asked for at `sent`; its run must stop so much later, unless it is renewed.
+    pub(crate) fn new(claimed: &Claimed, tag: Tag, sent: Instant, holds_for: Duration) -> Self {
         let claim = Self::with(Some(claimed.lease), tag, claimed.attempt, claimed.generation, sent);
-        claim.deadline_us.store(claim.micros(deadline), Ordering::Relaxed);
+        claim.deadline_us.store(micros(holds_for), Ordering::Relaxed);
         claim
     }
 
@@ -65,7 +132,7 @@ impl ActiveClaim {
     }
 
     fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+        micros(at.saturating_duration_since(self.epoch))
     }
 
     pub(crate) fn key(&self) -> Option<Key> {
@@ -124,7 +191,12 @@ impl ActiveClaim {
     }
 
     pub(crate) fn is_past_deadline(&self, now: Instant) -> bool {
-        self.micros(now) >= self.deadline_us.load(Ordering::Relaxed)
+        self.is_past_deadline_within(now, Duration::ZERO)
+    }
+
+    /// True if less than this time is left at `now`, or none.
+    pub(crate) fn is_past_deadline_within(&self, now: Instant, time: Duration) -> bool {
+        self.micros(now).saturating_add(micros(time)) >= self.deadline_us.load(Ordering::Relaxed)
     }
 
     /// Asks the run to stop. Does nothing once it has ended.

@@ -1,17 +1,15 @@
 //! Cancellation of a handler run: [`Cancellation`].
 
-use std::sync::Arc;
-
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 
 /// Fires when the run should stop: its lease is lost or about to end unrenewed, its timeout has come, or the drain
 /// deadline has passed. A run that goes on after that may overlap with another one of the same key; what it writes
 /// under its fence can be refused.
 #[derive(Clone, Debug)]
-pub struct Cancellation(Option<Arc<ActiveClaim>>);
+pub struct Cancellation(Option<SharedClaim>);
 
 impl Cancellation {
-    pub(crate) fn new(claim: Option<Arc<ActiveClaim>>) -> Self {
+    pub(crate) fn new(claim: Option<SharedClaim>) -> Self {
         Self(claim)
     }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::cancellation::Cancellation;
 use crate::key::Key;
 use crate::store::OwnerToken;
@@ -110,7 +110,7 @@ impl fmt::Debug for Native {
 #[derive(Clone)]
 pub struct Message {
     content: Arc<Content>,
-    claim: Option<Arc<ActiveClaim>>,
+    claim: Option<SharedClaim>,
 }
 
 #[derive(Clone, Default)]
@@ -269,7 +269,7 @@ impl Message {
         Cancellation::new(self.claim.clone())
     }
 
-    pub(crate) fn claimed(&self, claim: Arc<ActiveClaim>) -> Self {
+    pub(crate) fn claimed(&self, claim: SharedClaim) -> Self {
         Self { content: Arc::clone(&self.content), claim: Some(claim) }
     }
 }

@@ -1,10 +1,12 @@
 //! Derives the idempotency key of a message from its headers, position or payload: [`KeyExtractor`].
 
+mod parts;
 mod text;
 
 use std::fmt;
 
-use crate::key::{KEY_FORMAT, Key, KeyError, MAX_KEY_BYTES, Scope, first_half, json, names, payload_hash};
+use self::parts::{json_part, part, tagged, with_room};
+use crate::key::{KEY_FORMAT, Key, KeyError, Scope, first_half, json, names, payload_hash};
 use crate::message::Message;
 
 pub use text::KeyText;
@@ -183,38 +185,6 @@ fn header<'m>(message: &'m Message, name: &str) -> Result<&'m [u8], KeyError> {
     Ok(value)
 }
 
-fn tagged(into: &mut Vec<u8>, kind: &[u8], name: &[u8]) {
-    for text in [kind, name] {
-        into.extend_from_slice(&(text.len() as u64).to_le_bytes());
-        into.extend_from_slice(text);
-    }
-}
-
-pub(super) fn part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
-    if value.is_empty() {
-        return Err(KeyError::Missing);
-    }
-    within_limit(value.len())?;
-    push(into, value);
-    Ok(())
-}
-
-/// The kind before a JSON value's text does not count towards its length.
-pub(super) fn json_part(into: &mut Vec<u8>, value: &[u8]) -> Result<(), KeyError> {
-    within_limit(value.len() - 1)?;
-    push(into, value);
-    Ok(())
-}
-
-fn within_limit(bytes: usize) -> Result<(), KeyError> {
-    if bytes > MAX_KEY_BYTES { Err(KeyError::TooLong { bytes }) } else { Ok(()) }
-}
-
-fn push(into: &mut Vec<u8>, value: &[u8]) {
-    into.extend_from_slice(&(value.len() as u64).to_le_bytes());
-    into.extend_from_slice(value);
-}
-
 /// Derives the [`Key`] of each message from the first of its sources that is present.
 ///
 /// ```
@@ -300,17 +270,21 @@ impl KeyExtractor {
     /// # Errors
     /// As [`key_of`](Self::key_of).
     pub fn key_and_source(&self, message: &Message) -> Result<(Key, usize), KeyError> {
+        with_room(|parts| self.first_present(message, parts))
+    }
+
+    /// See [`key_and_source`](Self::key_and_source); `parts` is room for what is hashed.
+    fn first_present(&self, message: &Message, parts: &mut Vec<u8>) -> Result<(Key, usize), KeyError> {
         let mut worst = KeyError::Missing;
         let mut unusable: Option<&KeySource> = None;
-        let mut parts = Vec::with_capacity(64);
         for (index, (source, context)) in self.sources.iter().enumerate() {
             if unusable.is_some_and(|before| !source.is_spelling_of(before)) {
                 continue;
             }
             parts.clear();
-            match source.collect(message, &mut parts) {
+            match source.collect(message, parts) {
                 Ok(()) => {
-                    let key = Key::from_bytes(first_half(blake3::keyed_hash(context, &parts)));
+                    let key = Key::from_bytes(first_half(blake3::keyed_hash(context, parts)));
                     return Ok((key, index));
                 }
                 Err(KeyError::Missing) => {}
@@ -375,6 +349,7 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::MAX_KEY_BYTES;
 
     #[test]
     fn the_longest_value_is_as_long_wherever_it_stands() {

@@ -36,7 +36,10 @@ pub enum Verdict {
 ///     Ok(())
 /// }
 /// ```
-pub struct HandlerError {
+pub struct HandlerError(Box<Failure>);
+
+/// Apart, so that the result of a run is a few words: it moves through each future around the run.
+struct Failure {
     verdict: Verdict,
     text: String,
     outcome_unknown: bool,
@@ -50,7 +53,7 @@ pub struct HandlerError {
 impl HandlerError {
     /// A failure with this text.
     pub fn new(verdict: Verdict, text: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Failure {
             verdict,
             text: text.into(),
             outcome_unknown: false,
@@ -58,7 +61,7 @@ impl HandlerError {
             conflict: false,
             not_before: None,
             cause: None,
-        }
+        }))
     }
 
     /// Worth trying again.
@@ -95,7 +98,9 @@ impl HandlerError {
     ///
     /// `?` on an [`Error`] of the kind [`ErrorKind::Conflict`] means the same.
     pub fn conflict(text: impl Into<String>) -> Self {
-        Self { conflict: true, ..Self::new(Verdict::Unavailable, text) }
+        let mut error = Self::new(Verdict::Unavailable, text);
+        error.0.conflict = true;
+        error
     }
 
     /// Marks that the effect may have happened nevertheless (a request without an answer): another run is counted in
@@ -106,7 +111,7 @@ impl HandlerError {
     /// attempt, or its effect might be repeated forever.
     #[must_use]
     pub fn outcome_unknown(mut self) -> Self {
-        self.outcome_unknown = true;
+        self.0.outcome_unknown = true;
         self
     }
 
@@ -114,7 +119,7 @@ impl HandlerError {
     /// pipeline's limit ends.
     #[must_use]
     pub fn timed_out(mut self) -> Self {
-        self.timed_out = true;
+        self.0.timed_out = true;
         self
     }
 
@@ -130,72 +135,72 @@ impl HandlerError {
     /// ```
     #[must_use]
     pub fn not_before(mut self, delay: Duration) -> Self {
-        self.not_before = Some(delay);
+        self.0.not_before = Some(delay);
         self
     }
 
     /// How long at least to wait before the next run, if the handler has said so.
     pub fn delay(&self) -> Option<Duration> {
-        match self.verdict {
+        match self.0.verdict {
             Verdict::RetryAfter(delay) => Some(delay),
-            _ => self.not_before,
+            _ => self.0.not_before,
         }
     }
 
     /// What shall happen next.
     pub fn verdict(&self) -> Verdict {
-        self.verdict
+        self.0.verdict
     }
 
     /// True if the effect may have happened nevertheless.
     pub fn is_outcome_unknown(&self) -> bool {
-        self.outcome_unknown
+        self.0.outcome_unknown
     }
 
     /// True if a time limit of the handler's own ended the run; see [`timed_out`](Self::timed_out).
     pub fn is_timed_out(&self) -> bool {
-        self.timed_out
+        self.0.timed_out
     }
 
     /// True if the run's transaction was rolled back because it met another one; see [`conflict`](Self::conflict).
     pub fn is_conflict(&self) -> bool {
-        self.conflict
+        self.0.conflict
     }
 
     /// What it means according to `of`, which is asked about each error that came through a bare `?`, outermost first: a
     /// [`Conflict`](ErrorKind::Conflict) or [`Unavailable`](ErrorKind::Unavailable) is not the message's fault. A verdict that
     /// the handler has given stays.
-    pub(crate) fn judged(self, of: impl Fn(&(dyn StdError + 'static)) -> Option<ErrorKind>) -> Self {
-        let mut cause: Option<&(dyn StdError + 'static)> = self.cause.as_deref().map(|cause| cause as _);
+    pub(crate) fn judged(mut self, of: impl Fn(&(dyn StdError + 'static)) -> Option<ErrorKind>) -> Self {
+        let mut cause: Option<&(dyn StdError + 'static)> = self.0.cause.as_deref().map(|cause| cause as _);
         while let Some(next) = cause {
             let Some(kind) = of(next) else {
                 cause = next.source();
                 continue;
             };
-            return match kind {
-                ErrorKind::Conflict => Self { conflict: true, verdict: Verdict::Unavailable, ..self },
-                ErrorKind::Unavailable => Self { verdict: Verdict::Unavailable, ..self },
-                _ => self,
-            };
+            if matches!(kind, ErrorKind::Conflict | ErrorKind::Unavailable) {
+                self.0.verdict = Verdict::Unavailable;
+                self.0.conflict |= kind == ErrorKind::Conflict;
+            }
+            break;
         }
         self
     }
 
     /// The text, causes included.
     pub fn text(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 }
 
 impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0.text)
     }
 }
 
 impl fmt::Debug for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.verdict, self.text)
+        write!(f, "{:?}: {}", self.0.verdict, self.0.text)
     }
 }
 
@@ -210,7 +215,9 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for HandlerError
             }
             cause = next.source();
         }
-        Self { cause: Some(error), ..Self::retry(text) }
+        let mut failure = Self::retry(text);
+        failure.0.cause = Some(error);
+        failure
     }
 }
 
@@ -237,26 +244,24 @@ pub trait ResultExt<T> {
 
 impl<T, E: Into<HandlerError>> ResultExt<T> for Result<T, E> {
     fn permanent(self) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError {
-            verdict: Verdict::Permanent,
-            conflict: false,
-            cause: None,
-            ..error.into()
-        })
+        self.map_err(|error| decided(error.into(), Verdict::Permanent))
     }
 
     fn retry_after(self, delay: Duration) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError {
-            verdict: Verdict::RetryAfter(delay),
-            conflict: false,
-            cause: None,
-            ..error.into()
-        })
+        self.map_err(|error| decided(error.into(), Verdict::RetryAfter(delay)))
     }
 
     fn unavailable(self) -> Result<T, HandlerError> {
-        self.map_err(|error| HandlerError { verdict: Verdict::Unavailable, cause: None, ..error.into() })
+        self.map_err(|error| decided(error.into(), Verdict::Unavailable))
     }
+}
+
+/// The same failure with the verdict that the handler has chosen.
+fn decided(mut error: HandlerError, verdict: Verdict) -> HandlerError {
+    error.0.verdict = verdict;
+    error.0.conflict &= verdict == Verdict::Unavailable;
+    error.0.cause = None;
+    error
 }
 
 #[cfg(test)]

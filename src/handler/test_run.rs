@@ -1,11 +1,10 @@
 //! Runs a handler under a claim in the handler's own tests: [`TestRun`].
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::{ActiveClaim, SharedClaim};
 use crate::delivery::Tag;
 use crate::message::Message;
 use crate::store::Claimed;
@@ -15,19 +14,15 @@ use crate::store::Claimed;
 /// It only lends the message key, attempt, fence and generation, and fires its cancellation. Nothing is claimed,
 /// renewed or completed.
 #[derive(Debug)]
-pub struct TestRun(Arc<ActiveClaim>);
+pub struct TestRun(SharedClaim);
 
 impl TestRun {
     /// Puts `message` under `claimed`; answers the message to give to the handler.
     pub fn start(message: &Message, claimed: &Claimed) -> (Self, Message) {
-        let now = Instant::now();
-        let claim = Arc::new(ActiveClaim::new(
-            claimed,
-            Tag { epoch: 0, number: 0 },
-            now,
-            now + Duration::from_secs(3600),
-        ));
-        let message = message.claimed(Arc::clone(&claim));
+        let tag = Tag { epoch: 0, number: 0 };
+        let claim = ActiveClaim::new(claimed, tag, Instant::now(), Duration::from_secs(3600));
+        let claim = SharedClaim::new(claim);
+        let message = message.claimed(claim.clone());
         (Self(claim), message)
     }
 

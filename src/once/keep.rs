@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::inner::Inner;
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::{ActiveClaim, SharedClaim};
 use crate::delivery::Tag;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Fingerprint, Key};
@@ -39,7 +39,7 @@ pub(super) enum Answer {
 }
 
 pub(super) struct Held {
-    pub(super) claim: Arc<ActiveClaim>,
+    pub(super) claim: SharedClaim,
     /// Set by the caller when its closure starts.
     pub(super) started: Arc<AtomicBool>,
     pub(super) end: oneshot::Sender<End>,
@@ -85,7 +85,7 @@ pub(super) async fn keep(
     let (end_in, end) = oneshot::channel();
     let (ended_in, ended) = oneshot::channel();
     let started = Arc::new(AtomicBool::new(false));
-    let held = Held { claim: Arc::clone(&claim), started: Arc::clone(&started), end: end_in, ended };
+    let held = Held { claim: claim.clone(), started: Arc::clone(&started), end: end_in, ended };
     if answer.send(Ok(Answer::Claimed(held))).is_err() {
         // The caller was dropped before its closure could start.
         let _ = inner.release(&claimed).await;
@@ -116,8 +116,9 @@ impl Inner {
         self.counters.add(counter, 1);
     }
 
-    fn deadline(&self, sent: Instant) -> Instant {
-        sent + self.config.lease - self.config.lease / 10
+    /// How long after a claim or renewal was sent its run must have stopped.
+    fn holds_for(&self) -> Duration {
+        self.config.lease - self.config.lease / 10
     }
 
     /// `Ok(Ok(…))`: claimed, with at least half of the lease left, and marked as started where an earlier claim lapsed.
@@ -125,7 +126,7 @@ impl Inner {
         &self,
         key: Key,
         fingerprint: Option<Fingerprint>,
-    ) -> Result<Result<(Arc<ActiveClaim>, Claimed), Claim>, Error> {
+    ) -> Result<Result<(SharedClaim, Claimed), Claim>, Error> {
         self.count(Counter::Received);
         let owner = self.entropy.lock().token();
         let request = ClaimRequest { key, owner, fingerprint, generation: 0 };
@@ -141,13 +142,14 @@ impl Inner {
                 return Ok(Err(other));
             }
         };
-        let deadline = self.deadline(sent).min(sent + claimed.lease_left);
-        let claim = Arc::new(ActiveClaim::new(&claimed, Tag { epoch: 0, number: 0 }, sent, deadline));
+        let holds_for = self.holds_for().min(claimed.lease_left);
+        let claim = ActiveClaim::new(&claimed, Tag { epoch: 0, number: 0 }, sent, holds_for);
+        let claim = SharedClaim::new(claim);
         let lapsed_before = claimed.lost > 0;
         if lapsed_before {
             self.count(Counter::Takeovers);
         }
-        let little_left = claim.is_past_deadline(Instant::now() + self.config.lease / 2);
+        let little_left = claim.is_past_deadline_within(Instant::now(), self.config.lease / 2);
         if lapsed_before || little_left {
             match self.renew(&claim, &claimed, lapsed_before).await {
                 Ok(Renewal::Renewed) => {}
@@ -179,7 +181,7 @@ impl Inner {
         let sent = Instant::now();
         let renewal = one(self.calls.renewals.send(vec![request]).await)?;
         if renewal == Renewal::Renewed {
-            claim.renewed(sent, self.deadline(sent));
+            claim.renewed(sent, sent + self.holds_for());
         }
         Ok(renewal)
     }
@@ -214,7 +216,7 @@ impl Inner {
                 }
                 (sent, renewal) = renewal => match renewal {
                     Ok(Renewal::Renewed) => {
-                        claim.renewed(sent, self.deadline(sent));
+                        claim.renewed(sent, sent + self.holds_for());
                         renew_at = self.on_grid(sent + self.config.lease / 3);
                     }
                     Ok(Renewal::Lost) => {

@@ -21,7 +21,7 @@ use self::calls::Calls;
 pub use self::config::OnceConfig;
 use self::inner::Inner;
 use self::keep::{Answer, End, Held, Written, ending, keep, one, repeat};
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::cancellation::Cancellation;
 use crate::coalesce::bounded;
 use crate::error::{Error, ErrorKind};
@@ -115,7 +115,7 @@ impl<E: fmt::Debug + fmt::Display> std::error::Error for OnceError<E> {}
 /// The claim under which the closure of [`Deduplicator::once`] runs.
 #[derive(Debug)]
 pub struct HeldClaim {
-    claim: Arc<ActiveClaim>,
+    claim: SharedClaim,
     result: Mutex<Option<Bytes>>,
     failure: AtomicU8,
 }
@@ -143,7 +143,7 @@ impl HeldClaim {
 
     /// Fires when the lease is lost.
     pub fn cancellation(&self) -> Cancellation {
-        Cancellation::new(Some(Arc::clone(&self.claim)))
+        Cancellation::new(Some(self.claim.clone()))
     }
 
     /// Marks a failure of this run as permanent, since another try is useless, and passes `error` on:

@@ -1,6 +1,5 @@
 //! Claims the keys of a round and decides, by each answer, whether its handler runs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,12 +7,13 @@ use tokio::time::Instant;
 use super::config::{Mode, OnInProgress, OnMismatch, OnStoreDown, Ordering};
 use super::context::Context;
 use super::event::Event;
+use super::kept_alive::Watch;
 use super::limits::LONGEST;
 use super::outcomes::{asked, concerns_the_store, not_what_died};
 use super::runner::Runner;
 use super::spans;
 use super::work::{Outcome, Plan, Start, Turn, Verdict, Work};
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::{ActiveClaim, SharedClaim};
 use crate::error::Error;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason};
 use crate::telemetry::{Counter, KeySighting, KnownAs, Measure};
@@ -29,18 +29,18 @@ pub(crate) enum ClaimTarget {
     Bypass,
 }
 
-/// Claims the keys of a round in one call, and decides what each answer means.
+/// Claims the keys of a round in one call, and decides what each answer means. The claims are renewed until their runs end.
 pub(super) async fn claim<R: Runner>(
     context: &Context<R>,
     mut round: Vec<Work>,
     target: ClaimTarget,
-) -> Vec<Start> {
+) -> (Vec<Start>, Watch<'_>) {
     let again = target == ClaimTarget::StoreAgain;
     if target == ClaimTarget::Bypass {
         context.send(Event::Claimed { asked: None, again });
         let starts: Vec<Start> = round.into_iter().map(|work| unclaimed::<R>(work)).collect();
-        context.kept_alive.watch(&starts);
-        return starts;
+        let watch = context.kept_alive.watch(&starts);
+        return (starts, watch);
     }
     let requests = requests(context, &mut round);
     let sent = Instant::now();
@@ -54,20 +54,39 @@ pub(super) async fn claim<R: Runner>(
     let asked = (!requests.is_empty()).then(|| asked(&round, &answers));
     context.send(Event::Claimed { asked, again });
 
-    let deadline = sent + context.config.lease - context.config.lease_margin();
+    let mut claims = shared_claims(context, &round, &answers, sent).into_iter();
     let mut answers = answers.into_iter();
     let starts: Vec<Start> = round
         .into_iter()
         .map(|work| match work.plan {
             Plan::Claim(_) => match answers.next() {
-                Some(answer) => answered(context, work, answer, sent, deadline),
+                Some(answer) => answered(context, work, answer, &mut claims),
                 None => known(work, Outcome::Decided(Verdict::StoreDown)),
             },
             _ => unclaimed::<R>(work),
         })
         .collect();
-    context.kept_alive.watch(&starts);
-    starts
+    let watch = context.kept_alive.watch(&starts);
+    (starts, watch)
+}
+
+/// What is kept of the claims that the store has given to a round, in their order.
+fn shared_claims<R>(
+    context: &Context<R>,
+    round: &[Work],
+    answers: &[Result<Claim, Error>],
+    sent: Instant,
+) -> Vec<SharedClaim> {
+    let longest = context.config.lease - context.config.lease_margin();
+    let asked = round.iter().filter(|work| work.key().is_some());
+    let given = asked.zip(answers).filter_map(|(work, answer)| match answer {
+        Ok(Claim::Claimed(claimed)) => {
+            let holds_for = longest.min(claimed.lease_left);
+            Some(ActiveClaim::new(claimed, work.receipt.tag(), sent, holds_for))
+        }
+        _ => None,
+    });
+    SharedClaim::share(given, answers.len())
 }
 
 /// Notes how long deliveries have waited since their receipt, once for each.
@@ -123,8 +142,7 @@ fn answered<R: Runner>(
     context: &Context<R>,
     mut work: Work,
     answer: Result<Claim, Error>,
-    sent: Instant,
-    deadline: Instant,
+    claims: &mut impl Iterator<Item = SharedClaim>,
 ) -> Start {
     let error = match answer {
         Ok(claim) => {
@@ -137,7 +155,7 @@ fn answered<R: Runner>(
             if context.config.mode == Mode::Observe {
                 observe(context, &mut work, &claim);
             }
-            return granted(context, work, claim, sent, deadline);
+            return granted(context, work, claim, claims);
         }
         Err(error) => error,
     };
@@ -186,15 +204,20 @@ fn granted<R: Runner>(
     context: &Context<R>,
     mut work: Work,
     claim: Claim,
-    sent: Instant,
-    deadline: Instant,
+    claims: &mut impl Iterator<Item = SharedClaim>,
 ) -> Start {
     let observing = context.config.mode == Mode::Observe;
     let verdict = match claim {
-        Claim::Claimed(claimed) => return start(context, work, &claimed, sent, deadline),
+        Claim::Claimed(claimed) => {
+            return match claims.next() {
+                Some(claim) => start(context, work, &claimed, claim),
+                // There is one for each answer of this kind.
+                None => known(work, Outcome::Decided(Verdict::StoreDown)),
+            };
+        }
         Claim::Exhausted(exhausted) => {
             work.generation = exhausted.generation;
-            return known(work, Outcome::Exhausted(exhausted));
+            return known(work, Outcome::Exhausted(Box::new(exhausted)));
         }
         Claim::Completed { .. } | Claim::Dead { .. } | Claim::InProgress { .. } | Claim::Mismatch
             if observing =>
@@ -250,16 +273,8 @@ fn in_progress<R>(context: &Context<R>, work: &mut Work, retry_in: Duration) -> 
 }
 
 /// A key whose claims have lapsed before waits for its turn, without its claim: it may be one that kills the process.
-fn start<R: Runner>(
-    context: &Context<R>,
-    mut work: Work,
-    claimed: &Claimed,
-    sent: Instant,
-    deadline: Instant,
-) -> Start {
-    let deadline = deadline.min(sent + claimed.lease_left);
+fn start<R: Runner>(context: &Context<R>, mut work: Work, claimed: &Claimed, claim: SharedClaim) -> Start {
     work.generation = claimed.generation;
-    let claim = Arc::new(ActiveClaim::new(claimed, work.receipt.tag(), sent, deadline));
     if claimed.lost > work.lost {
         context.note_takeover(&work, claimed.lease.key, claimed.lost, R::NEEDS_CLAIM);
         work.lost = claimed.lost;
@@ -281,7 +296,8 @@ fn unprotected<R: Runner>(work: Work) -> Start {
         return known(work, Outcome::Letter(Reason::MissingKey, text));
     }
     let attempt = work.unprotected_failures + 1;
-    let claim = Arc::new(ActiveClaim::unprotected(attempt, work.receipt.tag(), Instant::now()));
+    let claim = ActiveClaim::unprotected(attempt, work.receipt.tag(), Instant::now());
+    let claim = SharedClaim::new(claim);
     Start::Run { work, claim, suspect: false }
 }
 

@@ -14,7 +14,7 @@ use super::event::Event;
 use super::halt::Halt;
 use super::kept_alive::KeptAlive;
 use super::key_sources::KeyWarnings;
-use super::measure::Measurer;
+use super::measure::{Ends, Measurer};
 use super::takeovers::Takeovers;
 use super::work::InFlight;
 use crate::coalesce::Coalescer;
@@ -116,6 +116,11 @@ impl<R> Context<R> {
                 "unauthenticated dead-letter or retry headers ignored; the key is derived from the content"
             );
         }
+    }
+
+    /// Starts to count and report the ends of deliveries.
+    pub(crate) fn ends(&self) -> Ends<'_> {
+        self.measurer.ends(&self.counters)
     }
 
     /// Draws owner tokens, under one lock for a batch.

@@ -138,7 +138,7 @@ async fn bury<R: Runner>(
     let mut burials = Vec::new();
     if !requests.is_empty() {
         burials = context
-            .until_known(requests, |batch| {
+            .until_known(&requests, |batch| {
                 Box::pin(async move {
                     let call = context.store.bury(&context.scope, &batch);
                     context.store_call("mark keys dead", batch.len(), call).await

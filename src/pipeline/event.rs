@@ -48,6 +48,19 @@ pub(crate) struct Ended {
     pub(crate) failed: Vec<(RunId, RunEnd, Option<u64>)>,
 }
 
+impl Ended {
+    /// Adds runs that have ended since, none of which has failed.
+    pub(crate) fn add(&mut self, later: Self) {
+        let Self { count, suspects, runs, idle, succeeded, failed } = later;
+        self.count += count;
+        self.suspects += suspects;
+        self.runs += runs;
+        self.idle += idle;
+        self.succeeded = succeeded.or(self.succeeded.take());
+        self.failed.extend(failed);
+    }
+}
+
 /// What became of a delivery.
 pub(crate) struct Report {
     pub(crate) key: Option<Key>,

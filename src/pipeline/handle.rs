@@ -1,7 +1,6 @@
 //! Runs the handlers of a round, side by side or grouped into shared transactions.
 
-use std::sync::Arc;
-
+use futures_util::future::Either;
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -11,7 +10,7 @@ use super::runner::Runner;
 use super::side_by_side::SideBySide;
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::store::{RenewRequest, Renewal};
 use crate::telemetry::Counter;
 
@@ -27,7 +26,7 @@ pub(super) fn handle<R: Runner>(
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
     let single =
-        SideBySide::new(starts.into_iter().map(move |start| handle_one(context, start, draining, now)));
+        SideBySide::new(starts.into_iter().map(move |start| start_one(context, start, draining, now)));
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
@@ -41,15 +40,30 @@ pub(super) async fn handle_one<R: Runner>(
     draining: bool,
     now: Instant,
 ) -> Finished {
-    match start {
-        Start::Known { work, outcome } => Finished { work, claim: None, outcome },
-        Start::Wait { work, claim } => unstarted(work, claim),
-        Start::Run { work, claim, .. } if draining => unstarted(work, claim),
-        Start::Run { work, claim, suspect } => {
-            let outcome = run(context, &work, &claim, suspect, now).await;
-            Finished { work, claim: Some(claim), outcome }
-        }
+    match start_one(context, start, draining, now) {
+        Either::Left(finished) => finished,
+        Either::Right(run) => run.await,
     }
+}
+
+/// The run of one delivery, or how it has ended without one.
+fn start_one<R: Runner>(
+    context: &Context<R>,
+    start: Start,
+    draining: bool,
+    now: Instant,
+) -> Either<Finished, impl Future<Output = Finished>> {
+    let (work, claim, suspect) = match start {
+        Start::Known { work, outcome } => return Either::Left(Finished { work, claim: None, outcome }),
+        Start::Run { work, claim, suspect } if !draining => (work, claim, suspect),
+        Start::Wait { work, claim } | Start::Run { work, claim, .. } => {
+            return Either::Left(unstarted(work, claim));
+        }
+    };
+    Either::Right(async move {
+        let outcome = run(context, &work, &claim, suspect, now).await;
+        Finished { work, claim: Some(claim), outcome }
+    })
 }
 
 /// Takes out the runs that may share transactions, up to `size` runs each. A single run gains nothing.
@@ -100,7 +114,7 @@ fn handle_groups<R: Runner>(
     })
 }
 
-fn unstarted(mut work: Work, claim: Arc<ActiveClaim>) -> Finished {
+fn unstarted(mut work: Work, claim: SharedClaim) -> Finished {
     // It waits for its turn, which must not lengthen its pauses.
     work.holds = work.holds.saturating_sub(1);
     Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
@@ -109,7 +123,7 @@ fn unstarted(mut work: Work, claim: Arc<ActiveClaim>) -> Finished {
 async fn run<R: Runner>(
     context: &Context<R>,
     work: &Work,
-    claim: &Arc<ActiveClaim>,
+    claim: &SharedClaim,
     suspect: bool,
     now: Instant,
 ) -> Outcome {
@@ -117,43 +131,15 @@ async fn run<R: Runner>(
     if context.halt.stops(work) {
         return Outcome::Unstarted;
     }
-    let little_left = claim.is_past_deadline(now + context.config.lease / 2);
-    let lease = claim.lease().filter(|_| suspect || little_left);
-    // More than half of its lease is left, or it has none.
-    let Some(lease) = lease else { return run_at(context, work, claim, now).await };
-    let request = RenewRequest { lease, lease_for: context.config.lease, started: suspect };
-    let sent = Instant::now();
-    let batch = [request];
-    let answers =
-        context.store_call("mark a run as started", 1, context.store.renew(&context.scope, &batch)).await;
-    match answers.into_iter().next() {
-        Some(Ok(Renewal::Renewed)) => {
-            claim.renewed(sent, sent + context.config.lease - context.config.lease_margin());
-            run_in_time(context, work, claim, Instant::now()).await
+    let mut now = now;
+    if suspect || claim.is_past_deadline_within(now, context.config.lease / 2) {
+        // In a place of its own, since few runs need it: each would be as large.
+        match Box::pin(renew_first(context, work, claim, suspect)).await {
+            Ok(renewed) => now = renewed,
+            Err(outcome) => return outcome,
         }
-        Some(Ok(Renewal::Lost)) => Outcome::Fenced,
-        _ => Outcome::Unstarted,
     }
-}
-
-/// A run that was asked to stop before it began does not begin.
-async fn run_in_time<R: Runner>(
-    context: &Context<R>,
-    work: &Work,
-    claim: &Arc<ActiveClaim>,
-    now: Instant,
-) -> Outcome {
-    if claim.is_past_deadline(now) { Outcome::Unstarted } else { run_at(context, work, claim, now).await }
-}
-
-/// As [`run_in_time`], with a claim that holds at `now`.
-async fn run_at<R: Runner>(
-    context: &Context<R>,
-    work: &Work,
-    claim: &Arc<ActiveClaim>,
-    now: Instant,
-) -> Outcome {
-    if claim.is_cancelled() || context.halt.stops(work) {
+    if claim.is_cancelled() {
         return Outcome::Unstarted;
     }
     context.count(Counter::Unprotected, usize::from(claim.lease().is_none()));
@@ -167,4 +153,31 @@ async fn run_at<R: Runner>(
         }
         None => R::run(context, work, claim, now).await,
     }
+}
+
+/// Renews a claim before its run, and marks the run of a suspect as started. Answers the time, or how the delivery ends without a run:
+/// one that was asked to stop before it began does not begin.
+async fn renew_first<R: Runner>(
+    context: &Context<R>,
+    work: &Work,
+    claim: &SharedClaim,
+    suspect: bool,
+) -> Result<Instant, Outcome> {
+    // Without a claim there is nothing to renew.
+    let Some(lease) = claim.lease() else { return Ok(Instant::now()) };
+    let request = RenewRequest { lease, lease_for: context.config.lease, started: suspect };
+    let sent = Instant::now();
+    let batch = [request];
+    let answers =
+        context.store_call("mark a run as started", 1, context.store.renew(&context.scope, &batch)).await;
+    match answers.into_iter().next() {
+        Some(Ok(Renewal::Renewed)) => {
+            claim.renewed(sent, sent + context.config.lease - context.config.lease_margin());
+        }
+        Some(Ok(Renewal::Lost)) => return Err(Outcome::Fenced),
+        _ => return Err(Outcome::Unstarted),
+    }
+    let now = Instant::now();
+    let stops = claim.is_past_deadline(now) || context.halt.stops(work);
+    if stops { Err(Outcome::Unstarted) } else { Ok(now) }
 }

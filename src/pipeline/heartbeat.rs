@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::context::Context;
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::consumer::{Acker, Settled};
 use crate::delivery::Tag;
 use crate::failpoints::{self, Step};
@@ -69,7 +69,7 @@ const RENEWALS_IN_FLIGHT: usize = 32;
 fn start_renewals<R: Send + Sync + 'static>(
     context: &Arc<Context<R>>,
     renewing: &mut JoinSet<()>,
-    waiting: &mut VecDeque<Arc<ActiveClaim>>,
+    waiting: &mut VecDeque<SharedClaim>,
 ) {
     while renewing.len() < RENEWALS_IN_FLIGHT && !waiting.is_empty() {
         let chunk: Vec<_> = waiting.drain(..waiting.len().min(context.config.max_batch)).collect();
@@ -78,7 +78,7 @@ fn start_renewals<R: Send + Sync + 'static>(
     }
 }
 
-async fn renew<R: Send + Sync + 'static>(context: Arc<Context<R>>, chunk: Vec<Arc<ActiveClaim>>) {
+async fn renew<R: Send + Sync + 'static>(context: Arc<Context<R>>, chunk: Vec<SharedClaim>) {
     let lease_for = context.config.lease;
     let batch: Vec<_> = chunk
         .iter()

@@ -12,7 +12,7 @@ use super::context::Context;
 use super::event::Event;
 use super::gate::Gate;
 use super::identity::{Identity, identify, without_key};
-use super::receipt::{Receipt, SettleQueue};
+use super::receipt::SettleQueue;
 use super::spans;
 use super::start_check::ready;
 use super::work::{InFlight, Plan, Work};
@@ -61,22 +61,20 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
         };
         match received {
             Ok(Some(batch)) => {
-                let batch = with_receipts(batch, &settlements);
+                let mut works = with_receipts(batch, &settlements);
                 failpoints::hit(Step::Received);
                 failures = 0;
-                context.count(Counter::Received, batch.len());
+                context.count(Counter::Received, works.len());
                 if context.capabilities.heartbeat.is_some() {
                     let now = Instant::now();
-                    batch.iter().for_each(|(_, receipt)| context.kept_alive.hold(receipt.tag(), now));
+                    works.iter().for_each(|work| context.kept_alive.hold(work.receipt.tag(), now));
                 }
                 let received = context.measurer.start();
-                let mut works = Vec::with_capacity(batch.len());
-                for (message, receipt) in batch {
-                    let mut work = derive.work(&context, message, receipt).await;
+                for work in &mut works {
+                    derive.identify(&context, work).await;
                     work.unclaimed_since = received;
                     work.receipt.set_span(context.measurer.span(&work.message));
-                    spans::note_key(&work);
-                    works.push(work);
+                    spans::note_key(work);
                 }
                 gate.sent();
                 context.send(Event::Arrived(works));
@@ -105,8 +103,9 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
 }
 
 /// Mints the receipts of a batch, before anything is awaited: from here on a delivery that is dropped is abandoned.
-fn with_receipts(batch: Vec<Delivery>, settlements: &Arc<SettleQueue>) -> Vec<(Message, Receipt)> {
-    batch.into_iter().map(|Delivery { message, tag }| (message, settlements.receipt(tag))).collect()
+fn with_receipts(batch: Vec<Delivery>, settlements: &Arc<SettleQueue>) -> Vec<Work> {
+    let work = |Delivery { message, tag }| Box::new(InFlight::new(message, settlements.receipt(tag)));
+    batch.into_iter().map(work).collect()
 }
 
 fn pass_on<R>(context: &Context<R>, notice: Notice) {
@@ -175,52 +174,29 @@ impl Derive {
         Self { order_by, hasher: RandomState::new() }
     }
 
-    async fn work<R>(&self, context: &Context<R>, message: Message, receipt: Receipt) -> Work {
-        let oversize = oversize(context, &message);
+    async fn identify<R>(&self, context: &Context<R>, work: &mut InFlight) {
+        let message = &work.message;
+        let oversize = oversize(context, message);
         let lane = match oversize {
-            None => self.lane(&context.config.ordering, &message).await,
+            None => self.lane(&context.config.ordering, message).await,
             Some(_) => Ok(None),
         };
-        let Identity { plan, fingerprint, generation, unproven } = match (&lane, oversize) {
+        let identity = match (&lane, oversize) {
             (_, Some(defect)) => Identity::without_key(Plan::Letter(Reason::Defect, defect.to_string())),
-            (Err(error), None) => Identity::without_key(unordered(context, &message, error)),
+            (Err(error), None) => Identity::without_key(unordered(context, message, error)),
             // A defect is known already.
             (Ok(_), None) if message.payload().len() >= LARGE && message.defect().is_none() => {
                 Identity::without_key(Plan::Identify)
             }
-            (Ok(_), None) => identify(context, &message),
+            (Ok(_), None) => identify(context, message),
         };
-        Box::new(InFlight {
-            lane: lane.unwrap_or_default(),
-            size: message.size(),
-            batch: 0,
-            message,
-            receipt,
-            plan,
-            fingerprint,
-            generation,
-            unproven,
-            again: false,
-            owner: None,
-            leads: false,
-            parked: false,
-            letter_failures: 0,
-            unprotected_failures: 0,
-            holds: 0,
-            last_delay: Duration::ZERO,
-            store_tries: 0,
-            lost: 0,
-            turn: None,
-            probe: None,
-            in_doubt_since: None,
-            not_before: Duration::ZERO,
-            held_until: None,
-            unclaimed_since: None,
-            sighted: false,
-            owed: None,
-            is_unrecorded: false,
-            waits: false,
-        })
+        Identity {
+            plan: work.plan,
+            fingerprint: work.fingerprint,
+            generation: work.generation,
+            unproven: work.unproven,
+        } = identity;
+        work.lane = lane.unwrap_or_default();
     }
 
     /// A lane is a 64-bit hash: messages of two order keys that share one merely wait for each other.

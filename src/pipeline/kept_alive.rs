@@ -2,36 +2,38 @@
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::work::Start;
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::{ActiveClaim, ClaimChunk, SharedClaim};
 use crate::tag::Tag;
 
-/// The claims and deliveries that are kept alive. Rounds enter whole, so that a message costs a push; those that end
-/// within a third of their lease are never looked at singly.
+/// The claims and deliveries that are kept alive. Rounds enter and leave whole; claims of those that end within a third of their
+/// lease are never looked at singly.
 #[derive(Debug, Default)]
 pub(crate) struct KeptAlive {
-    rounds: Mutex<Vec<Vec<Arc<ActiveClaim>>>>,
+    rounds: Mutex<Rounds>,
     held: Mutex<BTreeMap<Tag, Instant>>,
 }
 
 impl KeptAlive {
-    /// Keeps the claims of a round alive until their runs end.
-    pub(crate) fn watch(&self, starts: &[Start]) {
-        let claims: Vec<_> = starts
-            .iter()
-            .filter_map(|start| match start {
-                Start::Run { claim, .. } | Start::Wait { claim, .. } => Some(Arc::clone(claim)),
-                Start::Known { .. } => None,
-            })
-            .collect();
-        if !claims.is_empty() {
-            lock(&self.rounds).push(claims);
+    /// Keeps the claims of a round alive until their runs end. They are forgotten when the answer is dropped, but for those
+    /// whose runs have not ended.
+    pub(crate) fn watch(&self, starts: &[Start]) -> Watch<'_> {
+        let mut chunks: Vec<ClaimChunk> = Vec::new();
+        for start in starts {
+            if let Start::Run { claim, .. } | Start::Wait { claim, .. } = start
+                && chunks.last().is_none_or(|last| !Arc::ptr_eq(last, claim.chunk()))
+            {
+                chunks.push(Arc::clone(claim.chunk()));
+            }
         }
+        let number = (!chunks.is_empty()).then(|| lock(&self.rounds).add(chunks));
+        Watch { kept_alive: self, number }
     }
 
     /// Keeps a delivery alive in the broker, from receive on.
@@ -49,30 +51,28 @@ impl KeptAlive {
 
     /// Asks every run to stop.
     pub(crate) fn cancel_all(&self) {
-        for claim in lock(&self.rounds).iter().flatten() {
+        for claim in lock(&self.rounds).claims() {
             claim.cancel();
         }
     }
 
     /// Claims that must stop by their own deadline, and those that are due for renewal, the oldest first.
-    pub(crate) fn look(
-        &self,
-        now: Instant,
-        renew_every: Duration,
-    ) -> (Vec<Arc<ActiveClaim>>, Vec<Arc<ActiveClaim>>) {
+    pub(crate) fn look(&self, now: Instant, renew_every: Duration) -> (Vec<SharedClaim>, Vec<SharedClaim>) {
+        let is_held = |claim: &ActiveClaim| !claim.has_ended() && claim.lease().is_some();
+        let is_overdue = |claim: &ActiveClaim| is_held(claim) && claim.is_past_deadline(now);
+        let limit = now.checked_sub(renew_every);
+        let is_due = |claim: &ActiveClaim| {
+            is_held(claim)
+                && !claim.is_being_renewed()
+                && limit.is_some_and(|limit| claim.last_sent_before(limit))
+        };
         let mut overdue = Vec::new();
         let mut due = Vec::new();
-        lock(&self.rounds).retain_mut(|round| {
-            round.retain(|claim| !claim.has_ended());
-            for claim in round.iter().filter(|claim| claim.lease().is_some()) {
-                if claim.is_past_deadline(now) {
-                    overdue.push(Arc::clone(claim));
-                }
-                if !claim.is_being_renewed()
-                    && now.checked_sub(renew_every).is_some_and(|limit| claim.last_sent_before(limit))
-                {
-                    due.push(Arc::clone(claim));
-                }
+        lock(&self.rounds).open.retain(|_, round| {
+            round.retain(has_open);
+            for chunk in &*round {
+                overdue.extend(SharedClaim::choose(chunk, is_overdue));
+                due.extend(SharedClaim::choose(chunk, is_due));
             }
             !round.is_empty()
         });
@@ -104,7 +104,52 @@ impl KeptAlive {
     /// here.
     pub(crate) fn cancel_delivery(&self, tag: Tag) -> bool {
         let rounds = lock(&self.rounds);
-        rounds.iter().flatten().filter(|claim| claim.tag() == tag).any(|claim| claim.cancel())
+        rounds.claims().filter(|claim| claim.tag() == tag).any(|claim| claim.cancel())
+    }
+}
+
+/// The claims of rounds, by the order in which those began.
+#[derive(Debug, Default)]
+struct Rounds {
+    open: BTreeMap<u64, Vec<ClaimChunk>>,
+    next: u64,
+}
+
+impl Rounds {
+    fn add(&mut self, chunks: Vec<ClaimChunk>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.open.insert(number, chunks);
+        number
+    }
+
+    fn claims(&self) -> impl Iterator<Item = &ActiveClaim> {
+        self.open.values().flatten().flat_map(|chunk| chunk.iter())
+    }
+}
+
+/// True if not all of its runs have ended.
+fn has_open(chunk: &ClaimChunk) -> bool {
+    chunk.iter().any(|claim| !claim.has_ended())
+}
+
+/// See [`KeptAlive::watch`].
+#[must_use = "dropping it ends the watch over runs that have ended"]
+pub(crate) struct Watch<'k> {
+    kept_alive: &'k KeptAlive,
+    /// `None`: the round has no claims.
+    number: Option<u64>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        if let Entry::Occupied(mut round) = lock(&self.kept_alive.rounds).open.entry(number) {
+            round.get_mut().retain(has_open);
+            if round.get().is_empty() {
+                round.remove();
+            }
+        }
     }
 }
 

@@ -163,8 +163,9 @@ impl Measurer {
     }
 
     /// Starts to gather the ends of deliveries.
-    pub(crate) fn ends(&self) -> Ends<'_> {
-        Ends { observer: self.observer().map(AsRef::as_ref), ends: Vec::new() }
+    pub(crate) fn ends<'o>(&'o self, counters: &'o Counters) -> Ends<'o> {
+        let observer = self.observer().map(AsRef::as_ref);
+        Ends { counters, counted: None, observer, ends: Vec::new() }
     }
 
     pub(crate) fn report(&self, counters: &Counters) {
@@ -190,6 +191,9 @@ impl fmt::Debug for Measurer {
 
 /// The ends of a batch of deliveries, counted by origin and outcome; reported when it is dropped.
 pub(crate) struct Ends<'o> {
+    counters: &'o Counters,
+    /// The latest outcome and how often in a row: it is counted when another one follows.
+    counted: Option<(Counter, u64)>,
     observer: Option<&'o dyn Observer>,
     /// Few: a batch is mostly of one origin and ends in one way.
     ends: Vec<(Option<Arc<str>>, Counter, u64)>,
@@ -197,6 +201,13 @@ pub(crate) struct Ends<'o> {
 
 impl Ends<'_> {
     pub(crate) fn add(&mut self, message: &Message, outcome: Counter) {
+        match &mut self.counted {
+            Some((counter, count)) if *counter == outcome => *count += 1,
+            _ => {
+                self.count();
+                self.counted = Some((outcome, 1));
+            }
+        }
         if self.observer.is_none() {
             return;
         }
@@ -211,10 +222,17 @@ impl Ends<'_> {
             None => self.ends.push((origin.cloned(), outcome, 1)),
         }
     }
+
+    fn count(&mut self) {
+        if let Some((counter, count)) = self.counted.take() {
+            self.counters.add(counter, count);
+        }
+    }
 }
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
+        self.count();
         let Some(observer) = self.observer else { return };
         for (origin, outcome, count) in self.ends.drain(..) {
             observer.ended(origin.as_deref(), outcome, count);

@@ -36,6 +36,8 @@ pub(super) fn concerns_the_store(error: &Error) -> bool {
 pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended {
     measure_runs(context, finished);
     let mut ended = Ended { count: finished.len(), ..Ended::default() };
+    // Those not yet added to the successes of the pipeline.
+    let mut succeeded = 0;
     for Finished { work, outcome, .. } in finished {
         ended.suspects += usize::from(work.turn.is_some());
         match outcome {
@@ -47,12 +49,13 @@ pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended
         let id = || work.key().map_or(RunId::Delivery(work.receipt.tag()), RunId::Key);
         match outcome {
             Outcome::Succeeded(_) | Outcome::Committed => {
-                context.successes.fetch_add(1, Ordering::Relaxed);
+                succeeded += 1;
                 ended.succeeded = Some(id());
             }
             Outcome::Failed(error) if error.verdict() == HandlerVerdict::Unavailable => {
                 let reason = error.text().to_owned();
                 ended.failed.push((id(), RunEnd::Unavailable(reason, error.delay()), work.probe));
+                context.successes.fetch_add(std::mem::take(&mut succeeded), Ordering::Relaxed);
                 if !is_charged(context, work, error) {
                     unavailable(context, work, error);
                     *outcome = Outcome::Unstarted;
@@ -65,6 +68,7 @@ pub(super) fn ended<R>(context: &Context<R>, finished: &mut [Finished]) -> Ended
             _ => {}
         }
     }
+    context.successes.fetch_add(succeeded, Ordering::Relaxed);
     ended
 }
 

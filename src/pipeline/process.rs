@@ -23,7 +23,7 @@ use super::work::{Start, Work};
 /// before its completion, failure or dead letter is written, nor before its reply is confirmed where one is asked for. The handlers of a round run side by side, and those that
 /// have ended are recorded and settled while the others still run. Consecutive deliveries of a lane run in order instead.
 pub(crate) async fn process<R: Runner>(context: Arc<Context<R>>, round: Vec<Work>, target: ClaimTarget) {
-    let mut starts = claim(&context, round, target).await;
+    let (mut starts, _watch) = claim(&context, round, target).await;
     let sequences = sequences(&mut starts);
     let mut in_order: FuturesUnordered<_> =
         sequences.into_iter().map(|sequence| run_sequence(&context, sequence)).collect();

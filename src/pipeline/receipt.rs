@@ -28,6 +28,15 @@ impl Receipt {
         }
     }
 
+    /// Adds the settlement to a batch, which enqueues it with others.
+    pub(crate) fn settle_in(mut self, batch: &mut SettleBatch, settlement: Settlement) {
+        if let Some(queue) = self.queue.take() {
+            batch.settlements.push(self.tag, settlement, self.span());
+            // All receipts of a pipeline have one queue.
+            batch.queue.get_or_insert(queue);
+        }
+    }
+
     pub(crate) fn set_span(&mut self, span: Option<Span>) {
         self.span = span;
     }
@@ -58,6 +67,37 @@ pub(crate) struct Settlements {
     pub(crate) spans: Vec<Span>,
 }
 
+impl Settlements {
+    fn push(&mut self, tag: Tag, settlement: Settlement, delivery: Option<&Span>) {
+        self.items.push((tag, settlement));
+        if let Some(delivery) = delivery {
+            self.spans.push(tracing::info_span!(target: TRACE_TARGET, parent: delivery, "settle"));
+        }
+    }
+}
+
+/// Settlements that enter the queue together, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct SettleBatch {
+    queue: Option<Arc<SettleQueue>>,
+    settlements: Settlements,
+}
+
+impl SettleBatch {
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        let settlements = Settlements { items: Vec::with_capacity(count), spans: Vec::new() };
+        Self { queue: None, settlements }
+    }
+}
+
+impl Drop for SettleBatch {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            queue.append(std::mem::take(&mut self.settlements));
+        }
+    }
+}
+
 /// Where receipts leave their settlements and the pipeline's settle task takes them from, in batches.
 /// It is bounded by the deliveries in flight: each leaves one entry.
 #[derive(Debug, Default)]
@@ -79,12 +119,20 @@ impl SettleQueue {
 
     fn push(&self, tag: Tag, settlement: Settlement, delivery: Option<&Span>) {
         let mut waiting = self.waiting.lock();
-        waiting.items.push((tag, settlement));
-        if let Some(delivery) = delivery {
-            waiting.spans.push(tracing::info_span!(target: TRACE_TARGET, parent: delivery, "settle"));
-        }
+        waiting.push(tag, settlement, delivery);
         if waiting.items.len() == 1 {
             self.arrived.notify_one();
+        }
+    }
+
+    fn append(&self, mut batch: Settlements) {
+        let mut waiting = self.waiting.lock();
+        if waiting.items.is_empty() {
+            *waiting = batch;
+            self.arrived.notify_one();
+        } else {
+            waiting.items.append(&mut batch.items);
+            waiting.spans.append(&mut batch.spans);
         }
     }
 
@@ -120,6 +168,32 @@ mod tests {
         drop(dropped);
         settled.settle(Settlement::Ack);
         assert_eq!(queue.take().items, [(second, Settlement::Abandon), (first, Settlement::Ack)]);
+        assert_eq!(queue.take().items, []);
+    }
+
+    #[tokio::test]
+    async fn a_batch_enters_the_queue_behind_what_waits_when_it_is_dropped() {
+        let queue = SettleQueue::new();
+        let tags = [1, 2, 3].map(|number| Tag { epoch: 7, number });
+        let [first, second, third] = tags.map(|tag| queue.receipt(tag));
+        let mut batch = SettleBatch::with_capacity(2);
+        second.settle_in(&mut batch, Settlement::Ack);
+        first.settle(Settlement::Reject);
+        third.settle_in(&mut batch, Settlement::Reject);
+        assert_eq!(queue.take().items, [(tags[0], Settlement::Reject)]);
+        drop(batch);
+        let all = [(tags[1], Settlement::Ack), (tags[2], Settlement::Reject)];
+        assert_eq!(queue.next().await.items, all, "the settler is woken");
+        let mut batch = SettleBatch::with_capacity(0);
+        let receipts = tags.map(|tag| queue.receipt(tag));
+        for receipt in receipts {
+            let settlement = Settlement::Retry { after: std::time::Duration::ZERO };
+            receipt.settle_in(&mut batch, settlement);
+        }
+        queue.receipt(tags[0]).settle(Settlement::Ack);
+        drop(batch);
+        assert_eq!(queue.take().items.len(), 4);
+        drop(SettleBatch::with_capacity(3));
         assert_eq!(queue.take().items, []);
     }
 }

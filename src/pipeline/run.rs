@@ -199,8 +199,7 @@ fn vital<T>(draining: CancellationToken, task: impl Future<Output = T>) -> impl 
 }
 
 fn give_back<R>(context: &Context<R>, works: Vec<Work>) {
-    context.count(Counter::GivenBack, works.len());
-    let mut ends = context.measurer.ends();
+    let mut ends = context.ends();
     works.iter().for_each(|work| ends.add(&work.message, Counter::GivenBack));
     drop(ends);
     drop(works);

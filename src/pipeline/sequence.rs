@@ -12,10 +12,11 @@
 //! ends the turns, and so does time; what has not started is released, and returns to its lane. A delivery that asks for a reply is
 //! settled after it, which nothing else waits for.
 
+use std::future::poll_fn;
 use std::pin::pin;
-use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{mem, slice, vec};
 
 use futures_util::future::{BoxFuture, Either};
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
@@ -28,7 +29,7 @@ use super::outcomes::ended;
 use super::record::{Completing, record, release_behind, start_completing};
 use super::reply::{reply_and_settle, settle_unowed};
 use super::runner::Runner;
-use super::settle::{settle, settle_one};
+use super::settle::{Settling, settle, settle_one};
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
 
 /// No turn of a sequence begins later than this after the first. A copy of its last message, in another lane or process, waits for as long.
@@ -95,7 +96,7 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
                 Turned::Recorded(mut recorded) => match recorded.verdict {
                     Verdict::Again { .. } | Verdict::Parked { .. } | Verdict::StoreDown => {
                         stopped = true;
-                        left.first = Some(settle_one(context, recorded, &mut context.measurer.ends()));
+                        left.first = Some(settle_one(recorded, &mut Settling::new(context, 1)));
                     }
                     _ => {
                         stopped = matches!(recorded.verdict, Verdict::GiveBack { .. } | Verdict::Abandon);
@@ -147,6 +148,17 @@ enum TurnEnd<'c> {
     Behind(Vec<Start>),
 }
 
+/// The turns of a sequence that are still to come.
+struct Turns {
+    rest: vec::IntoIter<Start>,
+    /// False: no further turn begins.
+    goes_on: bool,
+    /// When the latest turn ended.
+    now: Instant,
+    /// Successes that are not yet reported to the dispatcher: they are, together, as soon as a handler has to wait.
+    unreported: Ended,
+}
+
 /// Runs the handlers one after the other; each future that comes out records how one ended, and says when.
 fn turns<'c, R: Runner>(
     context: &'c Context<R>,
@@ -154,43 +166,57 @@ fn turns<'c, R: Runner>(
     began: Instant,
     stop: &'c AtomicBool,
 ) -> impl Stream<Item = impl Future<Output = (Option<Instant>, Turned)> + 'c> + 'c {
-    stream::unfold(Some((sequence.into_iter(), true, began)), move |state| async move {
-        let (mut rest, goes_on, now) = state?;
-        let next = rest.as_slice().first()?;
+    let turns = Turns { rest: sequence.into_iter(), goes_on: true, now: began, unreported: Ended::default() };
+    stream::unfold(Some(turns), move |turns| async move {
+        let mut turns = turns?;
+        let next = turns.rest.as_slice().first()?;
         // In a drain what needs no run is still settled.
         let halted = context.draining.is_cancelled() && !matches!(next, Start::Known { .. });
-        let in_time = now - began <= LONGEST_RUN;
-        if goes_on && in_time && !halted && !stop.load(Ordering::Relaxed) {
-            let start = rest.next()?;
-            let (end, goes_on) = turn(context, start, rest.len() == 0, now).await;
-            let ended = Instant::now();
-            return Some((record_end(context, end, Some(ended), stop), Some((rest, goes_on, ended))));
+        let in_time = turns.now - began <= LONGEST_RUN;
+        if turns.goes_on && in_time && !halted && !stop.load(Ordering::Relaxed) {
+            let start = turns.rest.next()?;
+            let end = turn(context, start, &mut turns).await;
+            return Some((record_end(context, end, Some(turns.now), stop), Some(turns)));
         }
-        let suspects = usize::from(goes_on && next.work().turn.is_some());
-        let (count, idle) = (usize::from(goes_on), rest.len());
-        context.send(Event::Finished(Ended { count, suspects, idle, ..Ended::default() }));
-        Some((record_end(context, TurnEnd::Behind(rest.collect()), None, stop), None))
+        let suspects = usize::from(turns.goes_on && next.work().turn.is_some());
+        let (count, idle) = (usize::from(turns.goes_on), turns.rest.len());
+        let mut ended = turns.unreported;
+        ended.add(Ended { count, suspects, idle, ..Ended::default() });
+        context.send(Event::Finished(ended));
+        Some((record_end(context, TurnEnd::Behind(turns.rest.collect()), None, stop), None))
     })
 }
 
-/// Runs a handler and sends its completion; true: the next one may start.
-async fn turn<R: Runner>(
-    context: &Context<R>,
-    start: Start,
-    is_last: bool,
-    now: Instant,
-) -> (TurnEnd<'_>, bool) {
-    let mut finished = handle_one(context, start, false, now).await;
-    let goes_on = matches!(finished.outcome, Outcome::Succeeded(_) | Outcome::Decided(Verdict::Ack(_)));
+/// Runs a handler and sends its completion.
+async fn turn<'c, R: Runner>(context: &'c Context<R>, start: Start, turns: &mut Turns) -> TurnEnd<'c> {
+    let mut run = pin!(handle_one(context, start, false, turns.now));
+    let mut finished = poll_fn(|waker| {
+        let finished = run.as_mut().poll(waker);
+        if finished.is_pending() && turns.unreported.runs + turns.unreported.idle > 0 {
+            context.send(Event::Finished(mem::take(&mut turns.unreported)));
+        }
+        finished
+    })
+    .await;
+    turns.goes_on = matches!(finished.outcome, Outcome::Succeeded(_) | Outcome::Decided(Verdict::Ack(_)));
     let mut ended = ended(context, slice::from_mut(&mut finished));
-    if goes_on && !is_last {
+    let is_last = turns.rest.len() == 0;
+    if turns.goes_on && !is_last {
         // A sequence has one slot, and is one turn of suspects.
         (ended.count, ended.suspects) = (0, 0);
+        turns.unreported.add(ended);
+    } else {
+        // A failure counts after the successes before it.
+        if !ended.failed.is_empty() {
+            context.send(Event::Finished(mem::take(&mut turns.unreported)));
+        }
+        turns.unreported.add(ended);
+        context.send(Event::Finished(mem::take(&mut turns.unreported)));
     }
-    context.send(Event::Finished(ended));
+    turns.now = Instant::now();
     match start_completing(context, finished) {
-        Either::Left(completing) => (TurnEnd::Completing(completing), goes_on),
-        Either::Right(finished) => (TurnEnd::Other(finished), goes_on),
+        Either::Left(completing) => TurnEnd::Completing(completing),
+        Either::Right(finished) => TurnEnd::Other(finished),
     }
 }
 
@@ -200,11 +226,12 @@ async fn record_end<R: Runner>(
     ended: Option<Instant>,
     stop: &AtomicBool,
 ) -> (Option<Instant>, Turned) {
+    // Nearly all turns end as the first; the others have places of their own, so that those are not as large.
     let turned = match end {
         TurnEnd::Completing(completing) => Turned::Recorded(completing.known(context, stop).await),
-        TurnEnd::Behind(rest) => Turned::Behind(release_behind(context, rest).await),
+        TurnEnd::Behind(rest) => Turned::Behind(Box::pin(release_behind(context, rest)).await),
         TurnEnd::Other(finished) => {
-            let recorded: Vec<_> = record(context, vec![finished]).concat().await;
+            let recorded: Vec<_> = Box::pin(record(context, vec![finished]).concat()).await;
             // Each delivery comes out once.
             recorded.into_iter().next().map_or_else(|| Turned::Behind(Vec::new()), Turned::Recorded)
         }

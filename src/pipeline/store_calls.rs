@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 
 use super::config::OnExhausted;
 use super::context::Context;
@@ -40,7 +39,7 @@ impl<R> Context<R> {
     }
 
     /// Writes completions, gathered with those of other rounds, until each is known to be written or refused.
-    pub(crate) async fn complete(&self, batch: Vec<CompleteRequest>) -> Vec<Result<Completion, Error>> {
+    pub(crate) async fn complete(&self, batch: &[CompleteRequest]) -> Vec<Result<Completion, Error>> {
         // The calls are bounded where they are made: waiting for their turn is no failure.
         self.until_known(batch, |batch| Box::pin(self.completions.send(batch))).await
     }
@@ -48,15 +47,10 @@ impl<R> Context<R> {
     /// As [`complete`](Self::complete), of a completion that was sent before; `answers` are those of that first call.
     pub(crate) async fn complete_again(
         &self,
-        batch: Vec<CompleteRequest>,
+        batch: &[CompleteRequest],
         answers: Vec<Result<Completion, Error>>,
     ) -> Vec<Result<Completion, Error>> {
-        let first = Mutex::new(Some(answers));
-        self.until_known(batch, |batch| match first.lock().take() {
-            Some(answers) => Box::pin(std::future::ready(answers)),
-            None => Box::pin(self.completions.send(batch)),
-        })
-        .await
+        self.repeat_unknown(batch, answers, |batch| Box::pin(self.completions.send(batch))).await
     }
 
     /// Repeats a write, with the same owner tokens, until each item is answered: *unknown is not failed*, and only an
@@ -66,29 +60,27 @@ impl<R> Context<R> {
     /// the drain deadline has passed.
     pub(crate) async fn until_known<'s, Q: Clone, T>(
         &'s self,
-        batch: Vec<Q>,
+        batch: &[Q],
         write: impl Fn(Vec<Q>) -> BoxFuture<'s, Vec<Result<T, Error>>>,
     ) -> Vec<Result<T, Error>> {
-        let mut open: Vec<(usize, Q)> = batch.into_iter().enumerate().collect();
-        let mut answers: Vec<Option<Result<T, Error>>> = open.iter().map(|_| None).collect();
+        let answers = write(batch.to_vec()).await;
+        self.repeat_unknown(batch, answers, write).await
+    }
+
+    /// As [`until_known`](Self::until_known), after a first call with these answers.
+    async fn repeat_unknown<'s, Q: Clone, T>(
+        &'s self,
+        batch: &[Q],
+        mut answers: Vec<Result<T, Error>>,
+        write: impl Fn(Vec<Q>) -> BoxFuture<'s, Vec<Result<T, Error>>>,
+    ) -> Vec<Result<T, Error>> {
         let mut tries = 0;
         loop {
-            let requests = open.iter().map(|(_, request)| request.clone()).collect();
-            let results = write(requests).await;
-            let mut unknown = Vec::new();
-            for ((index, request), result) in open.into_iter().zip(results) {
-                match result {
-                    Err(error) if error.kind() != ErrorKind::Corrupt && !self.giving_up.is_cancelled() => {
-                        self.log_repeated(&error);
-                        unknown.push((index, request));
-                    }
-                    result => answers[index] = Some(result),
-                }
-            }
+            let unknown: Vec<usize> =
+                (0..answers.len()).filter(|at| self.is_unknown(&answers[*at])).collect();
             if unknown.is_empty() {
-                return answers.into_iter().flatten().collect();
+                return answers;
             }
-            open = unknown;
             let pause = self.pause(Duration::from_millis(50), tries, Duration::from_secs(2));
             tries += 1;
             tokio::select! {
@@ -96,6 +88,21 @@ impl<R> Context<R> {
                 () = self.giving_up.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+            let again = unknown.iter().map(|at| batch[*at].clone()).collect();
+            for (at, answer) in unknown.into_iter().zip(write(again).await) {
+                answers[at] = answer;
+            }
+        }
+    }
+
+    /// True if a write that was answered like this is to be repeated.
+    fn is_unknown<T>(&self, answer: &Result<T, Error>) -> bool {
+        match answer {
+            Err(error) if error.kind() != ErrorKind::Corrupt && !self.giving_up.is_cancelled() => {
+                self.log_repeated(error);
+                true
+            }
+            _ => false,
         }
     }
 

@@ -15,7 +15,6 @@
 //! and the broker redelivers it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +22,7 @@ use tokio::time::Instant;
 use tracing::field::DisplayValue;
 
 use super::receipt::Receipt;
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::handler::HandlerError;
 use crate::key::{Fingerprint, Key};
 use crate::message::{Message, Position};
@@ -151,6 +150,41 @@ pub(crate) enum Plan {
 }
 
 impl InFlight {
+    /// A delivery as it is received: neither its key nor its lane is known.
+    pub(crate) fn new(message: Message, receipt: Receipt) -> Self {
+        Self {
+            size: message.size(),
+            message,
+            receipt,
+            plan: Plan::Identify,
+            fingerprint: None,
+            generation: 0,
+            unproven: false,
+            again: false,
+            lane: None,
+            batch: 0,
+            owner: None,
+            leads: false,
+            parked: false,
+            letter_failures: 0,
+            unprotected_failures: 0,
+            holds: 0,
+            last_delay: Duration::ZERO,
+            store_tries: 0,
+            lost: 0,
+            turn: None,
+            probe: None,
+            in_doubt_since: None,
+            not_before: Duration::ZERO,
+            held_until: None,
+            unclaimed_since: None,
+            sighted: false,
+            owed: None,
+            is_unrecorded: false,
+            waits: false,
+        }
+    }
+
     pub(crate) fn footprint(&self) -> Footprint {
         Footprint { epoch: self.receipt.tag().epoch, batch: self.batch, size: self.size }
     }
@@ -184,13 +218,13 @@ pub(crate) enum Start {
     /// `suspect`: its run is marked as started first.
     Run {
         work: Work,
-        claim: Arc<ActiveClaim>,
+        claim: SharedClaim,
         suspect: bool,
     },
     /// A suspect that has to wait for its turn: its claim is released.
     Wait {
         work: Work,
-        claim: Arc<ActiveClaim>,
+        claim: SharedClaim,
     },
     Known {
         work: Work,
@@ -207,12 +241,12 @@ impl Start {
 }
 
 /// A delivery whose key is claimed.
-pub(crate) type ClaimedWork = (Work, Arc<ActiveClaim>);
+pub(crate) type ClaimedWork = (Work, SharedClaim);
 
 /// A delivery whose run has ended.
 pub(crate) struct Finished {
     pub(crate) work: Work,
-    pub(crate) claim: Option<Arc<ActiveClaim>>,
+    pub(crate) claim: Option<SharedClaim>,
     pub(crate) outcome: Outcome,
 }
 
@@ -228,8 +262,8 @@ pub(crate) enum Outcome {
     Unknown,
     /// The handler failed.
     Failed(HandlerError),
-    /// No run: the key is claimed for dead-lettering only.
-    Exhausted(Exhausted),
+    /// No run: the key is claimed for dead-lettering only. Boxed, since each outcome would be as large.
+    Exhausted(Box<Exhausted>),
     /// No run: to be dead-lettered without a claim.
     Letter(Reason, String),
     /// No run: what follows is known.

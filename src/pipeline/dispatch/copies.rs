@@ -91,9 +91,8 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn count_end(&self, counter: Counter, follower: &Work) {
-        self.context.count(counter, 1);
         spans::note_end(follower, Verdict::Ack(counter));
-        self.context.measurer.ends().add(&follower.message, counter);
+        self.context.ends().add(&follower.message, counter);
     }
 
     fn settle_copy(&mut self, follower: Work, settlement: Option<Settlement>) {

@@ -57,8 +57,7 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Gives a delivery back to the broker at once.
     pub(super) fn give_back(&mut self, mut work: Work) {
-        self.context.count(Counter::GivenBack, 1);
-        self.context.measurer.ends().add(&work.message, Counter::GivenBack);
+        self.context.ends().add(&work.message, Counter::GivenBack);
         self.window.wake(&mut work);
         self.let_go(work.footprint());
         drop(work.receipt);

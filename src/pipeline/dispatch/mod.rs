@@ -258,13 +258,13 @@ impl<R: Runner> Dispatcher<R> {
         }
     }
 
-    fn conclude_all(&mut self, reports: Vec<Report>) {
-        for mut report in reports {
+    fn conclude_all(&mut self, mut reports: Vec<Report>) {
+        for report in &mut reports {
             if report.turn.is_some() {
                 self.suspects.turn_ended();
             }
             match report.again.take() {
-                Some(work) => self.try_again(work, &report),
+                Some(work) => self.try_again(work, report),
                 None => self.conclude(report),
             }
         }
@@ -303,12 +303,12 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     /// A delivery is settled: its copies share the outcome and its lane goes on.
-    fn conclude(&mut self, report: Report) {
+    fn conclude(&mut self, report: &Report) {
         self.let_go(report.footprint);
         if let Some(followers) = report.key.and_then(|key| self.leaders.remove(&key)) {
             for mut follower in followers {
                 self.window.wake(&mut follower);
-                self.follow(&report, follower);
+                self.follow(report, follower);
             }
         }
         self.advance(report.lane);

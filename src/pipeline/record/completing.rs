@@ -1,5 +1,6 @@
 //! Writes completions: those of a round together, or one that is sent now and waited for later.
 
+use std::slice;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -17,10 +18,11 @@ use crate::pipeline::work::{Finished, Outcome, Recorded, Verdict};
 use crate::store::{CompleteRequest, Completion, Lease};
 use crate::telemetry::{Counter, Counters};
 
-/// A success whose completion is to be written.
-pub(super) struct Success {
-    pub(super) finished: Finished,
-    pub(super) request: CompleteRequest,
+/// Successes, and the completion that is to be written for each.
+#[derive(Default)]
+pub(super) struct Successes {
+    pub(super) finished: Vec<Finished>,
+    pub(super) requests: Vec<CompleteRequest>,
 }
 
 pub(super) fn completion<R>(
@@ -52,20 +54,19 @@ impl Drop for Unrecorded<'_> {
     }
 }
 
-pub(super) async fn complete<R>(context: &Context<R>, succeeded: Vec<Success>) -> Vec<Recorded> {
+pub(super) async fn complete<R>(context: &Context<R>, successes: Successes) -> Vec<Recorded> {
+    let Successes { finished, requests } = successes;
     failpoints::hit(Step::CompleteSent);
-    let requests = succeeded.iter().map(|success| success.request.clone()).collect();
-    let unrecorded = Unrecorded { counters: &context.counters, effects: succeeded.len() };
-    let spans = spans::completions(succeeded.iter().map(|success| &*success.finished.work));
-    let answers = context.complete(requests).await;
+    let unrecorded = Unrecorded { counters: &context.counters, effects: finished.len() };
+    let spans = spans::completions(finished.iter().map(|finished| &*finished.work));
+    let answers = context.complete(&requests).await;
     drop(spans);
     std::mem::forget(unrecorded);
     failpoints::hit(Step::CompleteApplied);
-    let answered = succeeded.into_iter().zip(answers);
-    let completed = |(Success { finished, request }, answer): (Success, _)| {
-        completed(context, finished, request.result.as_ref(), answer)
-    };
-    answered.map(completed).collect()
+    let answered = finished.into_iter().zip(&requests).zip(answers);
+    answered
+        .map(|((finished, request), answer)| completed(context, finished, request.result.as_ref(), answer))
+        .collect()
 }
 
 /// Its completion is durable, with this result.
@@ -127,7 +128,8 @@ fn completed<R>(
 
 /// A success whose completion is sent.
 pub(in crate::pipeline) struct Completing<'c> {
-    success: Success,
+    finished: Finished,
+    request: CompleteRequest,
     sent: Sent<Completion>,
     /// Of the delivery's completion; it ends with the answer.
     spans: Vec<Span>,
@@ -149,20 +151,21 @@ pub(in crate::pipeline) fn start_completing<R>(
     let spans = spans::completions(std::iter::once(&*finished.work));
     let sent = context.completions.start_send(vec![request.clone()]);
     let unrecorded = Unrecorded { counters: &context.counters, effects: 1 };
-    Either::Left(Completing { success: Success { finished, request }, sent, spans, unrecorded })
+    Either::Left(Completing { finished, request, sent, spans, unrecorded })
 }
 
 impl Completing<'_> {
     /// Waits until the completion is known to be written or refused. Sets `stop` if the first answer is not that it is durable.
     pub(in crate::pipeline) async fn known<R>(self, context: &Context<R>, stop: &AtomicBool) -> Recorded {
-        let Self { success: Success { finished, request }, sent, spans, unrecorded } = self;
+        let Self { finished, request, sent, spans, unrecorded } = self;
         let mut answers = sent.answers().await;
         let durable = |answer: &Result<Completion, Error>| {
             answer.as_ref().is_ok_and(|answer| *answer != Completion::HeldByAnother)
         };
         if !answers.iter().all(durable) {
             stop.store(true, Relaxed);
-            answers = context.complete_again(vec![request.clone()], answers).await;
+            // In a place of its own: each completion would be as large.
+            answers = Box::pin(context.complete_again(slice::from_ref(&request), answers)).await;
         }
         drop(spans);
         std::mem::forget(unrecorded);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream, StreamExt};
 
 pub(super) use self::completing::{Completing, start_completing};
-use self::completing::{Success, complete, completion};
+use self::completing::{Successes, complete, completion};
 use self::decided::{ask_again, decided, log_fenced};
 use self::releasing::release;
 pub(super) use self::releasing::release_behind;
@@ -36,7 +36,7 @@ struct FailedRun {
 
 #[derive(Default)]
 struct Sorted {
-    succeeded: Vec<Success>,
+    succeeded: Successes,
     failed: Vec<FailedRun>,
     letters: Vec<Letter>,
     unstarted: Vec<Finished>,
@@ -50,7 +50,7 @@ pub(crate) fn record<R: Runner>(
     finished: Vec<Finished>,
 ) -> impl Stream<Item = Vec<Recorded>> {
     let Sorted { succeeded, failed, letters, unstarted, decided } = sort(context, finished);
-    let completed = write_if_any(succeeded, |succeeded| complete(context, succeeded));
+    let completed = write_if(!succeeded.finished.is_empty(), || complete(context, succeeded));
     let failed = stream::once(async move {
         match failed.is_empty() {
             true => (Vec::new(), letters),
@@ -61,30 +61,31 @@ pub(crate) fn record<R: Runner>(
         }
     })
     .flat_map(|(recorded, letters)| {
-        let dead_lettered = write_if_any(letters, |letters| dead_letter(context, letters));
+        let dead_lettered = write_if(!letters.is_empty(), || dead_letter(context, letters));
         stream::once(ready(recorded)).chain(dead_lettered)
     });
-    let released = write_if_any(unstarted, |unstarted| release(context, unstarted));
+    let released = write_if(!unstarted.is_empty(), || release(context, unstarted));
     stream::once(ready(decided)).chain(stream::select(completed, stream::select(failed, released)))
 }
 
-fn write_if_any<T, F: Future<Output = Vec<Recorded>>>(
-    items: Vec<T>,
-    write: impl FnOnce(Vec<T>) -> F,
+fn write_if<F: Future<Output = Vec<Recorded>>>(
+    any: bool,
+    write: impl FnOnce() -> F,
 ) -> impl Stream<Item = Vec<Recorded>> {
-    let written = (!items.is_empty()).then(|| write(items));
-    stream::iter(written).then(|written| written)
+    stream::iter(any.then(write)).then(|written| written)
 }
 
 fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
     let mut sorted = Sorted::default();
+    let most = finished.len();
     for mut finished in finished {
         let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
         match std::mem::replace(&mut finished.outcome, Outcome::Fenced) {
             Outcome::Succeeded(result) => match lease {
                 Some(lease) => {
                     let request = completion(context, &finished, lease, result);
-                    sorted.succeeded.push(Success { finished, request });
+                    push(&mut sorted.succeeded.finished, finished, most);
+                    push(&mut sorted.succeeded.requests, request, most);
                 }
                 None => {
                     finished.work.is_unrecorded = true;
@@ -96,7 +97,7 @@ fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
                 context.owe(&mut finished.work, None);
                 sorted.decided.push(decided(finished, Verdict::Ack(Counter::Handled)));
             }
-            Outcome::Decided(verdict) => sorted.decided.push(decided(finished, verdict)),
+            Outcome::Decided(verdict) => push(&mut sorted.decided, decided(finished, verdict), most),
             Outcome::Fenced => {
                 log_fenced(context, &finished.work);
                 sorted.decided.push(ask_again(context, finished));
@@ -142,6 +143,14 @@ fn sort<R>(context: &Context<R>, finished: Vec<Finished>) -> Sorted {
     sorted
 }
 
+/// Adds to items of which there will be at most so many, and mostly about as many if there is one.
+fn push<T>(items: &mut Vec<T>, item: T, most: usize) {
+    if items.is_empty() {
+        items.reserve_exact(most);
+    }
+    items.push(item);
+}
+
 /// Whether a run that failed was the last one.
 fn terminal<R>(context: &Context<R>, attempt: u32, error: &HandlerError) -> Option<Reason> {
     match error.verdict() {
@@ -155,7 +164,7 @@ async fn fail<R: Runner>(context: &Context<R>, failed: Vec<FailedRun>) -> (Vec<R
     failpoints::hit(Step::FailSent);
     let requests: Vec<_> = failed.iter().map(|run| run.request.clone()).collect();
     let answers = context
-        .until_known(requests, |batch| {
+        .until_known(&requests, |batch| {
             Box::pin(async move {
                 let call = context.store.fail(&context.scope, &batch);
                 context.store_call("write failed runs", batch.len(), call).await

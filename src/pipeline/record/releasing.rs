@@ -54,7 +54,7 @@ async fn release_claims<R: Runner>(context: &Context<R>, leases: Vec<Lease>) {
     }
     failpoints::hit(Step::ReleaseSent);
     context
-        .until_known(leases, |batch| {
+        .until_known(&leases, |batch| {
             Box::pin(async move {
                 let call = context.store.release(&context.scope, &batch);
                 context.store_call("release unstarted claims", batch.len(), call).await

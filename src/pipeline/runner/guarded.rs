@@ -1,12 +1,15 @@
 //! Runs user code with a timeout, and turns its panics into failures.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
-use tokio::time::Instant;
+use tokio::task::coop::unconstrained;
+use tokio::time::{Instant, sleep_until};
 
 use crate::active_claim::ActiveClaim;
 use crate::failpoints::{self, Step};
@@ -26,14 +29,14 @@ pub(super) async fn guarded<R, T>(
     let started = context.measurer.run_started(now);
     let limit = context.config.handler_timeout;
     let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
-    let ended = match tokio::time::timeout_at(now + limit, run.as_mut()).await {
-        Ok(ended) => {
+    let ended = match within(limit, now, run.as_mut()).await {
+        Some(ended) => {
             if matches!(&ended, Some(Ok(Err(error))) if error.is_timed_out()) {
                 context.count(Counter::Timeouts, 1);
             }
             ended
         }
-        Err(_) => {
+        None => {
             claim.cancel();
             context.count(Counter::Timeouts, 1);
             match tokio::time::timeout(context.config.cancel_grace, run.as_mut()).await {
@@ -60,6 +63,24 @@ pub(super) async fn guarded<R, T>(
             .unwrap_or_else(|| "without a text".to_owned());
         Err(HandlerError::retry(format!("the handler panicked: {text}")))
     })
+}
+
+/// Awaits `future` for so long after `since`; `None`: it is still pending then. As tokio's timeout, but a timer is made only for a
+/// future that is pending at its first poll, and fires whatever of tokio's budget the future leaves.
+async fn within<F: Future>(limit: Duration, since: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
+    let mut timer = pin!(OptionFuture::from(None));
+    let mut has_timer = false;
+    poll_fn(|context| {
+        if let Poll::Ready(output) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        if !has_timer {
+            timer.set(OptionFuture::from(Some(unconstrained(sleep_until(since + limit)))));
+            has_timer = true;
+        }
+        timer.as_mut().poll(context).map(|_| None)
+    })
+    .await
 }
 
 fn timed_out(limit: Duration, last: Option<&HandlerError>) -> HandlerError {

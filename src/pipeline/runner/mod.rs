@@ -7,13 +7,11 @@ mod transaction_batch;
 pub(super) mod transactional;
 
 use std::future::Future;
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::context::Context;
 use super::work::{ClaimedWork, Outcome, Work};
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 
 /// One way to run a handler: [`Plain`](plain::Plain), or [`Transactional`](transactional::Transactional) inside the completion's transaction.
 pub(crate) trait Runner: Send + Sync + Sized + 'static {
@@ -24,7 +22,7 @@ pub(crate) trait Runner: Send + Sync + Sized + 'static {
     fn run(
         context: &Context<Self>,
         work: &Work,
-        claim: &Arc<ActiveClaim>,
+        claim: &SharedClaim,
         now: Instant,
     ) -> impl Future<Output = Outcome> + Send;
 

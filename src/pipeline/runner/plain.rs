@@ -1,12 +1,10 @@
 //! Runs a handler whose completion is written afterwards: [`Plain`].
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::Runner;
 use super::guarded::guarded;
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::handler::{Handler, IntoReply};
 use crate::pipeline::context::Context;
 use crate::pipeline::work::{Outcome, Work};
@@ -17,10 +15,10 @@ pub(crate) struct Plain<H>(pub(crate) H);
 impl<H: Handler> Runner for Plain<H> {
     const NEEDS_CLAIM: bool = false;
 
-    async fn run(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>, now: Instant) -> Outcome {
+    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, now: Instant) -> Outcome {
         // All of the user's code runs inside: the call, the future, the conversion of what it returns.
         let run = async {
-            let output = context.runner.0.handle(work.message.claimed(Arc::clone(claim))).await?;
+            let output = context.runner.0.handle(work.message.claimed(claim.clone())).await?;
             Ok(output.into_reply())
         };
         match guarded(context, claim, now, run).await {

@@ -151,12 +151,12 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.
-    if claim.is_past_deadline(now + context.config.lease / 2) {
+    if claim.is_past_deadline_within(now, context.config.lease / 2) {
         return Ok(Run::Alone);
     }
     let tx = runner.store.lend(conn);
     let handled = async {
-        let message = work.message.claimed(std::sync::Arc::clone(claim));
+        let message = work.message.claimed(claim.clone());
         runner.handler.handle(message, tx).await
     };
     let span = spans::run(work, claim);

@@ -1,6 +1,5 @@
 //! Runs a handler inside the transaction that records its completion.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +8,7 @@ use super::guarded::guarded;
 pub(crate) use super::transaction::Transactional;
 use super::transaction::{completion, in_doubt, in_time, is_late, not_begun, refuses_all, roll_back, turn};
 use super::{Runner, transaction_batch};
-use crate::active_claim::ActiveClaim;
+use crate::active_claim::SharedClaim;
 use crate::error::ErrorKind;
 use crate::failpoints::{self, Step};
 use crate::handler::TxHandler;
@@ -25,7 +24,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
         transaction_batch::run(context, group).await
     }
 
-    async fn run(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>, _now: Instant) -> Outcome {
+    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, _now: Instant) -> Outcome {
         let Some(_turn) = turn(context).await else { return Outcome::Unstarted };
         // Many may have waited for their turn: no transaction is opened for nothing.
         if is_late(context, work, claim) {
@@ -54,7 +53,7 @@ const CONFLICTING_TRIES: u32 = 6;
 impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
     /// One transaction. `None`: it conflicted with another one and was rolled back, which shows nothing about the
     /// message.
-    async fn try_once(context: &Context<Self>, work: &Work, claim: &Arc<ActiveClaim>) -> Option<Outcome> {
+    async fn try_once(context: &Context<Self>, work: &Work, claim: &SharedClaim) -> Option<Outcome> {
         let Some(lease) = claim.lease() else { return Some(Outcome::Fenced) };
         let runner = &context.runner;
         let limit = context.config.store_timeout;
@@ -73,7 +72,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
             return Some(Outcome::Unstarted);
         }
         let tx = runner.store.lend(&mut conn);
-        let run = async { runner.handler.handle(work.message.claimed(Arc::clone(claim)), tx).await };
+        let run = async { runner.handler.handle(work.message.claimed(claim.clone()), tx).await };
         if let Err(error) = guarded(context, claim, Instant::now(), run).await {
             let error = error.judged(|cause| runner.store.handler_error(cause));
             roll_back(&*runner.store, limit, conn).await;

@@ -39,6 +39,8 @@ struct MemoryBrokerParts {
 
 struct MemoryBrokerState {
     rng: fastrand::Rng,
+    /// Of the positions of all messages.
+    incarnation: Arc<str>,
     consumers: u64,
     published: u64,
     acked: u64,
@@ -67,6 +69,7 @@ impl MemoryBroker {
     pub fn new(habits: Habits) -> Self {
         let state = MemoryBrokerState {
             rng: fastrand::Rng::with_seed(habits.seed),
+            incarnation: "memory".into(),
             consumers: 0,
             published: 0,
             acked: 0,
@@ -101,7 +104,7 @@ impl MemoryBroker {
         let mut state = self.0.lock();
         let offset = state.published;
         state.published += 1;
-        let position = Position { incarnation: "memory".into(), partition, offset };
+        let position = Position { incarnation: Arc::clone(&state.incarnation), partition, offset };
         state.waiting.push_back(message.position(position).build());
         drop(state);
         self.0.changed.notify_waiters();
