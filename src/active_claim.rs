@@ -59,15 +59,15 @@ impl SharedClaim {
     }
 
     /// Shares up to `most` claims, in their order.
-    pub(crate) fn share(claims: impl Iterator<Item = ActiveClaim>, most: usize) -> Vec<Self> {
-        let mut claims = claims.peekable();
+    pub(crate) fn share(mut claims: impl Iterator<Item = ActiveClaim>, most: usize) -> Vec<Self> {
         let mut shared = Vec::new();
-        while claims.peek().is_some() {
+        while let Some(first) = claims.next() {
             if shared.is_empty() {
                 shared.reserve_exact(most);
             }
             let mut chunk = Vec::with_capacity(CHUNK.min(most - shared.len()));
-            chunk.extend(claims.by_ref().take(CHUNK));
+            chunk.push(first);
+            chunk.extend(claims.by_ref().take(CHUNK - 1));
             let chunk = Arc::new(chunk);
             shared.extend((0..chunk.len()).map(|index| Self { chunk: Arc::clone(&chunk), index }));
         }

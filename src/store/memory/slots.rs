@@ -7,7 +7,7 @@ use crate::key::Key;
 const CHUNK: usize = 1_024;
 
 /// Where a record lies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotNumber(u32);
 
 /// A record, or the room for one.

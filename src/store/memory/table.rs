@@ -1,7 +1,9 @@
 //! The records of one scope, and the queue of their expiry.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::super::transition::{Moment, Record, Step};
 use super::super::{KeyRecord, KeyStats, ListQuery};
@@ -14,13 +16,14 @@ const BUCKET_BITS: u32 = 20;
 /// The records of one scope.
 ///
 /// Records lie in the order of their first claims, so that those of a batch are neighbours, and a small index finds them:
-/// of the memory that a claim touches only the index entry is far from everything else, and growing moves no record.
+/// of the memory that a claim touches only the index entry is far from everything else, and growing moves no record. The index
+/// keeps no keys, which lie with their records: its entries are five bytes.
 ///
 /// The expiry queue holds every record once, in a bucket that is due no later than the record expires. Prolonging a
 /// record does not move it: [`purge`](Self::purge) does, when it comes across it too early.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    index: HashMap<Key, SlotNumber, BuildHasherDefault<KeyHasher>>,
+    index: HashTable<SlotNumber>,
     slots: Slots,
     expiry: BTreeMap<u64, Vec<SlotNumber>>,
     fence_floor: u64,
@@ -29,7 +32,12 @@ pub(super) struct Table {
 impl Table {
     /// Applies a step that may bring the record into being.
     pub(super) fn write<T>(&mut self, key: Key, step: impl FnOnce(&mut Record) -> Step<T>) -> T {
-        let place = *self.index.entry(key).or_insert_with(|| self.slots.take(key));
+        let Self { index, slots, .. } = self;
+        let is_of_key = |place: &SlotNumber| slots.get(*place).key == key;
+        let place = match index.entry(hash(&key), is_of_key, |place| hash(&slots.get(*place).key)) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(unknown) => *unknown.insert(slots.take(key)).get(),
+        };
         let slot = self.slots.get_mut(place);
         let fence = slot.record.fence;
         let Step { answer, changed } = step(&mut slot.record);
@@ -45,7 +53,7 @@ impl Table {
 
     /// Applies a step to a record that exists; `None` if it does not.
     pub(super) fn update<T>(&mut self, key: &Key, step: impl FnOnce(&mut Record) -> Step<T>) -> Option<T> {
-        let place = *self.index.get(key)?;
+        let place = self.place_of(key)?;
         let slot = self.slots.get_mut(place);
         let Step { answer, changed } = step(&mut slot.record);
         if changed {
@@ -56,7 +64,8 @@ impl Table {
 
     /// Removes a record; false if there is no unexpired one.
     pub(super) fn forget(&mut self, key: &Key, at: Moment) -> bool {
-        let Some(place) = self.index.remove(key) else { return false };
+        let Some(place) = self.place_of(key) else { return false };
+        unlist(&mut self.index, key, place);
         let record = self.slots.give_back(place);
         self.fence_floor = self.fence_floor.max(record.fence);
         !record.is_expired(at.now)
@@ -84,7 +93,7 @@ impl Table {
                 if slot.bucket != bucket {
                     // A leftover: the record was removed, or is in another bucket.
                 } else if slot.record.is_expired(at.now) {
-                    self.index.remove(&slot.key);
+                    unlist(&mut self.index, &slot.key, place);
                     let record = self.slots.give_back(place);
                     self.fence_floor = self.fence_floor.max(record.fence);
                     removed += 1;
@@ -107,7 +116,7 @@ impl Table {
     }
 
     pub(super) fn inspect(&self, key: &Key, at: Moment) -> Option<KeyRecord> {
-        self.slots.get(*self.index.get(key)?).record.view(*key, at)
+        self.slots.get(self.place_of(key)?).record.view(*key, at)
     }
 
     pub(super) fn list(&self, query: &ListQuery, at: Moment) -> Vec<KeyRecord> {
@@ -133,7 +142,18 @@ impl Table {
     }
 
     fn records(&self) -> impl Iterator<Item = (&Key, &Record)> {
-        self.index.iter().map(|(key, place)| (key, &self.slots.get(*place).record))
+        self.index.iter().map(|place| self.slots.get(*place)).map(|slot| (&slot.key, &slot.record))
+    }
+
+    fn place_of(&self, key: &Key) -> Option<SlotNumber> {
+        self.index.find(hash(key), |place| self.slots.get(*place).key == *key).copied()
+    }
+}
+
+/// Removes the entry of a key, which lies there.
+fn unlist(index: &mut HashTable<SlotNumber>, key: &Key, place: SlotNumber) {
+    if let Ok(entry) = index.find_entry(hash(key), |listed| *listed == place) {
+        entry.remove();
     }
 }
 
@@ -147,40 +167,15 @@ fn enqueue(expiry: &mut BTreeMap<u64, Vec<SlotNumber>>, place: SlotNumber, slot:
     }
 }
 
-/// Keys are cryptographic hashes already; this only folds their halves, and spreads keys made by hand in tests.
-#[derive(Debug, Default)]
-struct KeyHasher(u64);
-
-impl KeyHasher {
-    #[inline]
-    fn fold(&mut self, half: [u8; 8]) {
-        let product = u128::from(self.0 ^ u64::from_le_bytes(half) ^ 0x9e37_79b9_7f4a_7c15)
+/// The hash by which the index finds a key. Keys are cryptographic hashes already; this only folds their halves, and spreads keys made
+/// by hand in tests.
+fn hash(key: &Key) -> u64 {
+    let (halves, _) = key.as_bytes().as_chunks();
+    halves.iter().fold(0, |hash, half| {
+        let product = u128::from(hash ^ u64::from_le_bytes(*half) ^ 0x9e37_79b9_7f4a_7c15)
             * 0xd6e8_feb8_6659_fd93_u128;
-        self.0 = (product as u64) ^ (product >> 64) as u64;
-    }
-}
-
-impl Hasher for KeyHasher {
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    #[inline]
-    fn write(&mut self, bytes: &[u8]) {
-        let (halves, rest) = bytes.as_chunks();
-        for half in halves {
-            self.fold(*half);
-        }
-        if !rest.is_empty() {
-            let mut half = [0; 8];
-            half[..rest.len()].copy_from_slice(rest);
-            self.fold(half);
-        }
-    }
-
-    // The length that slices hash first distinguishes nothing: all keys have one length.
-    fn write_usize(&mut self, _: usize) {}
+        (product as u64) ^ (product >> 64) as u64
+    })
 }
 
 #[cfg(test)]
