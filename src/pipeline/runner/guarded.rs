@@ -1,5 +1,6 @@
 //! Runs user code with a timeout, and turns its panics into failures.
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -28,41 +29,46 @@ pub(super) async fn guarded<R, T>(
     failpoints::hit(Step::HandlerStart);
     let started = context.measurer.run_started(now);
     let limit = context.config.handler_timeout;
-    let mut run = pin!(OptionFuture::from(Some(AssertUnwindSafe(run).catch_unwind())));
-    let ended = match within(limit, now, run.as_mut()).await {
-        Some(ended) => {
-            if matches!(&ended, Some(Ok(Err(error))) if error.is_timed_out()) {
-                context.count(Counter::Timeouts, 1);
-            }
-            ended
-        }
-        None => {
+    // The output stays here: each future around the run would move it once more.
+    let mut output = None;
+    let (ended, overran) = {
+        let run = AssertUnwindSafe(async { output = Some(run.await) });
+        let mut run = pin!(OptionFuture::from(Some(run.catch_unwind())));
+        let mut ended = within(limit, now, run.as_mut()).await;
+        let overran = ended.is_none();
+        if overran {
             claim.cancel();
             context.count(Counter::Timeouts, 1);
-            match tokio::time::timeout(context.config.cancel_grace, run.as_mut()).await {
-                // What it managed to do in the grace counts: an effect that happened is an effect.
-                Ok(Some(Ok(Err(error)))) => Some(Ok(Err(timed_out(limit, Some(&error))))),
-                Ok(ended) => ended,
-                Err(_) => Some(Ok(Err(timed_out(limit, None)))),
-            }
+            ended = tokio::time::timeout(context.config.cancel_grace, run.as_mut()).await.ok();
         }
+        // The future goes before the claim does. A panic of its destructors stays here and changes nothing: how the run
+        // ended is known by now.
+        let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
+        (ended.flatten(), overran)
     };
-    // The future goes before the claim does. A panic of its destructors stays here and changes nothing: how the run
-    // ended is known by now.
-    let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
-    let ended = ended.unwrap_or_else(|| Ok(Err(timed_out(limit, None))));
     claim.returned();
     context.measurer.run_ended(started, claim);
     failpoints::hit(Step::EffectDone);
-    ended.unwrap_or_else(|panic| {
-        context.count(Counter::Panics, 1);
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "without a text".to_owned());
-        Err(HandlerError::retry(format!("the handler panicked: {text}")))
-    })
+    match (ended, output) {
+        (Some(Err(panic)), _) => {
+            context.count(Counter::Panics, 1);
+            Err(panicked(&*panic))
+        }
+        (_, None) => Err(timed_out(limit, None)),
+        // What it managed to do in the grace counts: an effect that happened is an effect.
+        (_, Some(Ok(output))) => Ok(output),
+        (_, Some(Err(error))) if overran => Err(timed_out(limit, Some(&error))),
+        (_, Some(Err(error))) => {
+            context.count(Counter::Timeouts, usize::from(error.is_timed_out()));
+            Err(error)
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    HandlerError::retry(format!("the handler panicked: {}", text.unwrap_or("without a text")))
 }
 
 /// Awaits `future` for so long after `since`; `None`: it is still pending then. As tokio's timeout, but a timer is made only for a

@@ -36,7 +36,11 @@ impl Table {
         let is_of_key = |place: &SlotNumber| slots.get(*place).key == key;
         let place = match index.entry(hash(&key), is_of_key, |place| hash(&slots.get(*place).key)) {
             Entry::Occupied(known) => *known.get(),
-            Entry::Vacant(unknown) => *unknown.insert(slots.take(key)).get(),
+            Entry::Vacant(unknown) => {
+                let place = slots.take(key);
+                unknown.insert(place);
+                place
+            }
         };
         let slot = self.slots.get_mut(place);
         let fence = slot.record.fence;
