@@ -89,6 +89,28 @@ impl SharedClaim {
     }
 }
 
+/// A point in time, for comparing the deadlines of many claims with it: the claims of a round were sent together.
+pub(crate) struct Horizon {
+    at: Instant,
+    /// `at` in microseconds since this.
+    epoch: Instant,
+    micros: u64,
+}
+
+impl Horizon {
+    pub(crate) fn new(at: Instant) -> Self {
+        Self { at, epoch: at, micros: 0 }
+    }
+
+    /// True if the claim must be renewed until then.
+    pub(crate) fn reaches_deadline(&mut self, claim: &ActiveClaim) -> bool {
+        if claim.epoch != self.epoch {
+            (self.epoch, self.micros) = (claim.epoch, claim.micros(self.at));
+        }
+        self.micros >= claim.deadline_us.load(Ordering::Relaxed)
+    }
+}
+
 impl Deref for SharedClaim {
     type Target = ActiveClaim;
 
@@ -104,10 +126,10 @@ fn micros(duration: Duration) -> u64 {
 
 impl ActiveClaim {
     /// A claim that was asked for at `sent`; its run must stop so much later, unless it is renewed.
+    #[inline]
     pub(crate) fn new(claimed: &Claimed, tag: Tag, sent: Instant, holds_for: Duration) -> Self {
-        let claim = Self::with(Some(claimed.lease), tag, claimed.attempt, claimed.generation, sent);
-        claim.deadline_us.store(micros(holds_for), Ordering::Relaxed);
-        claim
+        let deadline_us = AtomicU64::new(micros(holds_for));
+        Self { deadline_us, ..Self::with(Some(claimed.lease), tag, claimed.attempt, claimed.generation, sent) }
     }
 
     /// A run without a claim: by policy, for a message without a key, or in front of a store that is down.
@@ -115,6 +137,7 @@ impl ActiveClaim {
         Self::with(None, tag, attempt, 0, now)
     }
 
+    #[inline]
     fn with(lease: Option<Lease>, tag: Tag, attempt: u32, generation: u32, epoch: Instant) -> Self {
         Self {
             lease,
@@ -191,13 +214,9 @@ impl ActiveClaim {
     }
 
     pub(crate) fn is_past_deadline(&self, now: Instant) -> bool {
-        self.is_past_deadline_within(now, Duration::ZERO)
+        self.micros(now) >= self.deadline_us.load(Ordering::Relaxed)
     }
 
-    /// True if less than this time is left at `now`, or none.
-    pub(crate) fn is_past_deadline_within(&self, now: Instant, time: Duration) -> bool {
-        self.micros(now).saturating_add(micros(time)) >= self.deadline_us.load(Ordering::Relaxed)
-    }
 
     /// Asks the run to stop. Does nothing once it has ended.
     pub(crate) fn cancel(&self) -> bool {
@@ -235,7 +254,13 @@ impl ActiveClaim {
 
     /// All is recorded: the heartbeat no longer renews the claim.
     pub(crate) fn end(&self) {
-        self.state.fetch_or(ENDED, Ordering::AcqRel);
+        let state = self.state.load(Ordering::Acquire);
+        if state & RETURNED == 0 {
+            self.state.fetch_or(ENDED, Ordering::AcqRel);
+        } else {
+            // It cannot be asked to stop any more, so that none but its own task changes this, without the cost of doing both at once.
+            self.state.store(state | ENDED, Ordering::Release);
+        }
     }
 
     pub(crate) fn has_ended(&self) -> bool {

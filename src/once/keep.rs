@@ -149,7 +149,7 @@ impl Inner {
         if lapsed_before {
             self.count(Counter::Takeovers);
         }
-        let little_left = claim.is_past_deadline_within(Instant::now(), self.config.lease / 2);
+        let little_left = claim.is_past_deadline(Instant::now() + self.config.lease / 2);
         if lapsed_before || little_left {
             match self.renew(&claim, &claimed, lapsed_before).await {
                 Ok(Renewal::Renewed) => {}

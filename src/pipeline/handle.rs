@@ -6,11 +6,12 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::context::Context;
+use super::measure::RoundTime;
 use super::runner::Runner;
 use super::side_by_side::SideBySide;
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
-use crate::active_claim::SharedClaim;
+use crate::active_claim::{Horizon, SharedClaim};
 use crate::store::{RenewRequest, Renewal};
 use crate::telemetry::Counter;
 
@@ -20,39 +21,43 @@ pub(super) fn handle<R: Runner>(
     context: &Context<R>,
     mut starts: Vec<Start>,
 ) -> impl Stream<Item = Finished> {
-    let now = Instant::now();
+    let time = context.measurer.round_time(Instant::now());
+    let mut horizon = Horizon::new(time.now + context.config.lease / 2);
     // A drain that began while the claims were under way starts none of them.
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
     let single =
-        SideBySide::new(starts.into_iter().map(move |start| start_one(context, start, draining, now)));
+        SideBySide::new(starts.into_iter().map(move |start| {
+            start_one(context, start, draining, time, &mut horizon)
+        }));
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
     }
 }
 
-/// Runs the handler of one delivery, if it is to run and no drain has begun.
+/// Runs the handler of one delivery, if it is to run.
 pub(super) async fn handle_one<R: Runner>(
     context: &Context<R>,
     start: Start,
-    draining: bool,
-    now: Instant,
+    time: RoundTime,
 ) -> Finished {
-    match start_one(context, start, draining, now) {
+    let mut horizon = Horizon::new(time.now + context.config.lease / 2);
+    match start_one(context, start, false, time, &mut horizon) {
         Either::Left(finished) => finished,
         Either::Right(run) => run.await,
     }
 }
 
-/// The run of one delivery, or how it has ended without one.
-fn start_one<R: Runner>(
-    context: &Context<R>,
+/// The run of one delivery, or how it has ended without one. `horizon`: a lease that ends before is renewed first.
+fn start_one<'c, R: Runner>(
+    context: &'c Context<R>,
     start: Start,
     draining: bool,
-    now: Instant,
-) -> Either<Finished, impl Future<Output = Finished>> {
+    time: RoundTime,
+    horizon: &mut Horizon,
+) -> Either<Finished, impl Future<Output = Finished> + use<'c, R>> {
     let (work, claim, suspect) = match start {
         Start::Known { work, outcome } => return Either::Left(Finished { work, claim: None, outcome }),
         Start::Run { work, claim, suspect } if !draining => (work, claim, suspect),
@@ -60,8 +65,13 @@ fn start_one<R: Runner>(
             return Either::Left(unstarted(work, claim));
         }
     };
+    let renewal = match (suspect, horizon.reaches_deadline(&claim)) {
+        (true, _) => Some(FirstRenewal::Started),
+        (false, true) => Some(FirstRenewal::Only),
+        (false, false) => None,
+    };
     Either::Right(async move {
-        let outcome = run(context, &work, &claim, suspect, now).await;
+        let outcome = run(context, &work, &claim, renewal, time).await;
         Finished { work, claim: Some(claim), outcome }
     })
 }
@@ -105,7 +115,10 @@ fn handle_groups<R: Runner>(
                     None if context.draining.is_cancelled() => Outcome::Unstarted,
                     None => {
                         claim.runs_again();
-                        run(context, &work, &claim, false, Instant::now()).await
+                        let time = context.measurer.round_time(Instant::now());
+                        let mut horizon = Horizon::new(time.now + context.config.lease / 2);
+                        let renewal = horizon.reaches_deadline(&claim).then_some(FirstRenewal::Only);
+                        run(context, &work, &claim, renewal, time).await
                     }
                 };
                 Finished { work, claim: Some(claim), outcome }
@@ -120,22 +133,30 @@ fn unstarted(mut work: Work, claim: SharedClaim) -> Finished {
     Finished { work, claim: Some(claim), outcome: Outcome::Unstarted }
 }
 
+/// The renewal of a claim before its run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FirstRenewal {
+    /// Little of the lease is left.
+    Only,
+    /// The run of a suspect is marked as started.
+    Started,
+}
+
 async fn run<R: Runner>(
     context: &Context<R>,
     work: &Work,
     claim: &SharedClaim,
-    suspect: bool,
-    now: Instant,
+    renewal: Option<FirstRenewal>,
+    mut time: RoundTime,
 ) -> Outcome {
     // The handler was found unavailable, or the delivery is leaving, while the claims were under way.
     if context.halt.stops(work) {
         return Outcome::Unstarted;
     }
-    let mut now = now;
-    if suspect || claim.is_past_deadline_within(now, context.config.lease / 2) {
+    if let Some(renewal) = renewal {
         // In a place of its own, since few runs need it: each would be as large.
-        match Box::pin(renew_first(context, work, claim, suspect)).await {
-            Ok(renewed) => now = renewed,
+        match Box::pin(renew_first(context, work, claim, renewal)).await {
+            Ok(now) => time = context.measurer.round_time(now),
             Err(outcome) => return outcome,
         }
     }
@@ -145,13 +166,13 @@ async fn run<R: Runner>(
     context.count(Counter::Unprotected, usize::from(claim.lease().is_none()));
     match spans::run(work, claim) {
         Some(span) => {
-            let outcome = R::run(context, work, claim, now).instrument(span.clone()).await;
+            let outcome = R::run(context, work, claim, time).instrument(span.clone()).await;
             if matches!(outcome, Outcome::Failed(_)) {
                 spans::note_failure(&span);
             }
             outcome
         }
-        None => R::run(context, work, claim, now).await,
+        None => R::run(context, work, claim, time).await,
     }
 }
 
@@ -161,11 +182,12 @@ async fn renew_first<R: Runner>(
     context: &Context<R>,
     work: &Work,
     claim: &SharedClaim,
-    suspect: bool,
+    renewal: FirstRenewal,
 ) -> Result<Instant, Outcome> {
     // Without a claim there is nothing to renew.
     let Some(lease) = claim.lease() else { return Ok(Instant::now()) };
-    let request = RenewRequest { lease, lease_for: context.config.lease, started: suspect };
+    let started = renewal == FirstRenewal::Started;
+    let request = RenewRequest { lease, lease_for: context.config.lease, started };
     let sent = Instant::now();
     let batch = [request];
     let answers =

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -25,15 +24,12 @@ struct Measuring {
     /// The end of the latest run, in nanoseconds `since`. The runs of a round are given the time at which the round began;
     /// one that starts behind others starts at the end of the one before it. So each run reads the clock once.
     latest: AtomicU64,
-    /// The time at which the latest round began, as a clock reads it and in nanoseconds `since`: to subtract them for each run would
-    /// cost more than the lock.
-    round: Mutex<(Instant, u64)>,
 }
 
 impl Measuring {
     fn new(observer: Arc<dyn Observer>) -> Self {
         let since = Instant::now();
-        Self { observer, since, latest: AtomicU64::new(0), round: Mutex::new((since, 0)) }
+        Self { observer, since, latest: AtomicU64::new(0) }
     }
 
     /// Nanoseconds: enough for five centuries.
@@ -41,14 +37,14 @@ impl Measuring {
     fn nanoseconds(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.since).as_nanos() as u64
     }
+}
 
-    fn round_began(&self, now: Instant) -> u64 {
-        let mut round = self.round.lock();
-        if round.0 != now {
-            *round = (now, self.nanoseconds(now));
-        }
-        round.1
-    }
+/// A reading of the clock, at which the runs of a round may begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoundTime {
+    pub(crate) now: Instant,
+    /// If there is an observer, in nanoseconds since its pipeline began: to subtract for each run would cost too much.
+    nanoseconds: u64,
 }
 
 /// When a run began, in nanoseconds since its pipeline began.
@@ -80,10 +76,15 @@ impl Measurer {
         }
     }
 
-    /// When the run that begins here has started, if there is an observer; the clock was read at `now`, and not since.
-    pub(crate) fn run_started(&self, now: Instant) -> Option<RunBegan> {
+    /// The clock was read at `now`.
+    pub(crate) fn round_time(&self, now: Instant) -> RoundTime {
+        RoundTime { now, nanoseconds: self.0.as_ref().map_or(0, |measuring| measuring.nanoseconds(now)) }
+    }
+
+    /// When the run that begins here has started, if there is an observer; the clock was read at `time`, and not since.
+    pub(crate) fn run_started(&self, time: RoundTime) -> Option<RunBegan> {
         let measuring = self.0.as_ref()?;
-        Some(RunBegan(measuring.round_began(now).max(measuring.latest.load(Ordering::Relaxed))))
+        Some(RunBegan(time.nanoseconds.max(measuring.latest.load(Ordering::Relaxed))))
     }
 
     /// Notes in `claim` the time since [`run_started`](Self::run_started).

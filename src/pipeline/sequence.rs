@@ -189,7 +189,8 @@ fn turns<'c, R: Runner>(
 
 /// Runs a handler and sends its completion.
 async fn turn<'c, R: Runner>(context: &'c Context<R>, start: Start, turns: &mut Turns) -> TurnEnd<'c> {
-    let mut run = pin!(handle_one(context, start, false, turns.now));
+    let time = context.measurer.round_time(turns.now);
+    let mut run = pin!(handle_one(context, start, time));
     let mut finished = poll_fn(|waker| {
         let finished = run.as_mut().poll(waker);
         if finished.is_pending() && turns.unreported.runs + turns.unreported.idle > 0 {

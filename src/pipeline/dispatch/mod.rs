@@ -193,12 +193,13 @@ impl<R: Runner> Dispatcher<R> {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Arrived(works) => {
+            Event::Arrived(mut works) => {
                 self.idle = false;
                 let now = Instant::now();
                 self.store.arrived(now);
                 self.window.begin_batch(now);
                 self.gate.seen();
+                self.window.take(&mut works);
                 works.into_iter().for_each(|work| self.arrive(work));
             }
             Event::Identified(identified) => self.note_identified(identified),
@@ -219,7 +220,6 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn arrive(&mut self, mut work: Work) {
-        self.window.take(&mut work);
         if self.context.halt.is_leaving(work.receipt.tag().epoch) {
             self.give_back(work);
             return;
@@ -259,6 +259,8 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn conclude_all(&mut self, mut reports: Vec<Report>) {
+        let settled = reports.iter().filter(|report| report.again.is_none());
+        self.let_go_all(settled.map(|report| report.footprint));
         for report in &mut reports {
             if report.turn.is_some() {
                 self.suspects.turn_ended();
@@ -302,9 +304,8 @@ impl<R: Runner> Dispatcher<R> {
         self.advance(lane);
     }
 
-    /// A delivery is settled: its copies share the outcome and its lane goes on.
+    /// A delivery is settled and let go: its copies share the outcome and its lane goes on.
     fn conclude(&mut self, report: &Report) {
-        self.let_go(report.footprint);
         if let Some(followers) = report.key.and_then(|key| self.leaders.remove(&key)) {
             for mut follower in followers {
                 self.window.wake(&mut follower);
@@ -325,8 +326,11 @@ impl<R: Runner> Dispatcher<R> {
     }
 
     fn let_go(&mut self, footprint: Footprint) {
-        self.window.let_go(footprint);
-        self.unflushed += 1;
+        self.let_go_all(std::iter::once(footprint));
+    }
+
+    fn let_go_all(&mut self, footprints: impl Iterator<Item = Footprint>) {
+        self.window.let_go(footprints.inspect(|_| self.unflushed += 1));
     }
 
     fn fire_timers(&mut self) {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::consumer::FlowControl;
 use crate::pipeline::config::PipelineConfig;
-use crate::pipeline::work::{Footprint, InFlight};
+use crate::pipeline::work::{Footprint, InFlight, Work};
 use crate::telemetry::{IntakePause, IntakePauses};
 
 /// Batches received within this time count as one.
@@ -106,13 +106,21 @@ impl Window {
         }
     }
 
-    pub(super) fn take(&mut self, work: &mut InFlight) {
+    /// Takes deliveries of the batch that was begun.
+    pub(super) fn take(&mut self, works: &mut [Work]) {
         if let Some((_, held)) = self.batches.back_mut() {
-            *held += 1;
+            *held += works.len();
         }
-        work.batch = self.first_batch + (self.batches.len() as u64).saturating_sub(1);
-        self.held.add(work.size);
-        self.partitions.entry(work.receipt.tag().epoch).or_default().held += 1;
+        let batch = self.first_batch + (self.batches.len() as u64).saturating_sub(1);
+        for same in works.chunk_by_mut(|one, next| one.receipt.tag().epoch == next.receipt.tag().epoch) {
+            for work in &mut *same {
+                work.batch = batch;
+                self.held.add(work.size);
+            }
+            if let Some(first) = same.first() {
+                self.partitions.entry(first.receipt.tag().epoch).or_default().held += same.len();
+            }
+        }
     }
 
     /// Counts memory that is needed for a while, besides that of the deliveries.
@@ -129,16 +137,33 @@ impl Window {
         self.held_bytes().saturating_add(bytes) <= self.max_bytes
     }
 
-    /// A delivery that does not wait is settled.
-    pub(super) fn let_go(&mut self, Footprint { epoch, batch, size }: Footprint) {
-        self.held.remove(size);
+    /// Deliveries that do not wait are settled.
+    pub(super) fn let_go(&mut self, footprints: impl Iterator<Item = Footprint>) {
+        // Most were received together.
+        let mut alike: Option<(Footprint, usize)> = None;
+        for footprint in footprints {
+            self.held.remove(footprint.size);
+            match &mut alike {
+                Some((first, count)) if (first.epoch, first.batch) == (footprint.epoch, footprint.batch) => {
+                    *count += 1;
+                }
+                _ => {
+                    alike.replace((footprint, 1)).into_iter().for_each(|alike| self.note_let_go(alike));
+                }
+            }
+        }
+        alike.into_iter().for_each(|alike| self.note_let_go(alike));
+    }
+
+    /// So many deliveries of a batch and partition are settled.
+    fn note_let_go(&mut self, (Footprint { epoch, batch, .. }, count): (Footprint, usize)) {
         let place = usize::try_from(batch - self.first_batch).ok();
         if let Some((_, held)) = place.and_then(|place| self.batches.get_mut(place)) {
-            *held -= 1;
+            *held -= count;
         }
         self.drop_settled_batches();
         if let Some(partition) = self.partitions.get_mut(&epoch) {
-            partition.held -= 1;
+            partition.held -= count;
             if partition.held == 0 {
                 if partition.paused {
                     self.flow.iter().for_each(|flow| flow.resume(epoch));

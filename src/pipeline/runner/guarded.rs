@@ -16,6 +16,7 @@ use crate::active_claim::ActiveClaim;
 use crate::failpoints::{self, Step};
 use crate::handler::HandlerError;
 use crate::pipeline::context::Context;
+use crate::pipeline::measure::RoundTime;
 use crate::telemetry::Counter;
 
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
@@ -23,18 +24,18 @@ use crate::telemetry::Counter;
 pub(super) async fn guarded<R, T>(
     context: &Context<R>,
     claim: &ActiveClaim,
-    now: Instant,
+    time: RoundTime,
     run: impl Future<Output = Result<T, HandlerError>>,
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
-    let started = context.measurer.run_started(now);
+    let started = context.measurer.run_started(time);
     let limit = context.config.handler_timeout;
     // The output stays here: each future around the run would move it once more.
     let mut output = None;
     let (ended, overran) = {
         let run = AssertUnwindSafe(async { output = Some(run.await) });
         let mut run = pin!(OptionFuture::from(Some(run.catch_unwind())));
-        let mut ended = within(limit, now, run.as_mut()).await;
+        let mut ended = within(limit, time.now, run.as_mut()).await;
         let overran = ended.is_none();
         if overran {
             claim.cancel();

@@ -7,9 +7,9 @@ mod transaction_batch;
 pub(super) mod transactional;
 
 use std::future::Future;
-use tokio::time::Instant;
 
 use super::context::Context;
+use super::measure::RoundTime;
 use super::work::{ClaimedWork, Outcome, Work};
 use crate::active_claim::SharedClaim;
 
@@ -23,7 +23,7 @@ pub(crate) trait Runner: Send + Sync + Sized + 'static {
         context: &Context<Self>,
         work: &Work,
         claim: &SharedClaim,
-        now: Instant,
+        time: RoundTime,
     ) -> impl Future<Output = Outcome> + Send;
 
     /// Runs the handler for several works, whose outcomes may depend on each other. `None`: that one is to run alone.

@@ -145,13 +145,13 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
 ) -> Result<Run, (Run, Error)> {
     let (runner, limit) = (&context.runner, context.config.store_timeout);
     let Some(lease) = claim.lease() else { return Ok(Run::Ended(Outcome::Fenced)) };
-    let now = Instant::now();
+    let time = context.measurer.round_time(Instant::now());
     // Waiting for its turn does not count against the handler, but it may have cost the lease.
     if is_late(context, work, claim) {
         return Ok(Run::Ended(Outcome::Unstarted));
     }
     // No handler starts on a lease with little left, and with one writer none can be renewed in here.
-    if claim.is_past_deadline_within(now, context.config.lease / 2) {
+    if claim.is_past_deadline(time.now + context.config.lease / 2) {
         return Ok(Run::Alone);
     }
     let tx = runner.store.lend(conn);
@@ -161,8 +161,8 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
     };
     let span = spans::run(work, claim);
     let handled = match &span {
-        Some(span) => guarded(context, claim, now, handled).instrument(span.clone()).await,
-        None => guarded(context, claim, now, handled).await,
+        Some(span) => guarded(context, claim, time, handled).instrument(span.clone()).await,
+        None => guarded(context, claim, time, handled).await,
     };
     let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
     if handled.is_ok() && !is_last {

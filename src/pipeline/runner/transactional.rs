@@ -13,6 +13,7 @@ use crate::error::ErrorKind;
 use crate::failpoints::{self, Step};
 use crate::handler::TxHandler;
 use crate::pipeline::context::Context;
+use crate::pipeline::measure::RoundTime;
 use crate::pipeline::work::{ClaimedWork, Outcome, Work};
 use crate::store::{Commit, TransactionalStore};
 use crate::telemetry::{Counter, Measure};
@@ -24,7 +25,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
         transaction_batch::run(context, group).await
     }
 
-    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, _now: Instant) -> Outcome {
+    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, _time: RoundTime) -> Outcome {
         let Some(_turn) = turn(context).await else { return Outcome::Unstarted };
         // Many may have waited for their turn: no transaction is opened for nothing.
         if is_late(context, work, claim) {
@@ -72,8 +73,9 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
             return Some(Outcome::Unstarted);
         }
         let tx = runner.store.lend(&mut conn);
+        let time = context.measurer.round_time(Instant::now());
         let run = async { runner.handler.handle(work.message.claimed(claim.clone()), tx).await };
-        if let Err(error) = guarded(context, claim, Instant::now(), run).await {
+        if let Err(error) = guarded(context, claim, time, run).await {
             let error = error.judged(|cause| runner.store.handler_error(cause));
             roll_back(&*runner.store, limit, conn).await;
             return (!error.is_conflict()).then_some(Outcome::Failed(error));
