@@ -71,7 +71,7 @@ fn start_one<'c, R: Runner>(
         (false, false) => None,
     };
     Either::Right(async move {
-        let outcome = run(context, &work, &claim, renewal, time).await;
+        let outcome = run(context, &work, &claim, renewal, &time).await;
         Finished { work, claim: Some(claim), outcome }
     })
 }
@@ -118,7 +118,7 @@ fn handle_groups<R: Runner>(
                         let time = context.measurer.round_time(Instant::now());
                         let mut horizon = Horizon::new(time.now + context.config.lease / 2);
                         let renewal = horizon.reaches_deadline(&claim).then_some(FirstRenewal::Only);
-                        run(context, &work, &claim, renewal, time).await
+                        run(context, &work, &claim, renewal, &time).await
                     }
                 };
                 Finished { work, claim: Some(claim), outcome }
@@ -147,26 +147,31 @@ async fn run<R: Runner>(
     work: &Work,
     claim: &SharedClaim,
     renewal: Option<FirstRenewal>,
-    mut time: RoundTime,
+    time: &RoundTime,
 ) -> Outcome {
     // The handler was found unavailable, or the delivery is leaving, while the claims were under way.
     if context.halt.stops(work) {
         return Outcome::Unstarted;
     }
-    if let Some(renewal) = renewal {
+    let renewed;
+    let time = match renewal {
+        None => time,
         // In a place of its own, since few runs need it: each would be as large.
-        match Box::pin(renew_first(context, work, claim, renewal)).await {
-            Ok(now) => time = context.measurer.round_time(now),
+        Some(renewal) => match Box::pin(renew_first(context, work, claim, renewal)).await {
+            Ok(now) => {
+                renewed = context.measurer.round_time(now);
+                &renewed
+            }
             Err(outcome) => return outcome,
-        }
-    }
+        },
+    };
     if claim.is_cancelled() {
         return Outcome::Unstarted;
     }
     context.count(Counter::Unprotected, usize::from(claim.lease().is_none()));
     match spans::run(work, claim) {
         Some(span) => {
-            let outcome = R::run(context, work, claim, time).instrument(span.clone()).await;
+            let outcome = Box::pin(R::run(context, work, claim, time)).instrument(span.clone()).await;
             if matches!(outcome, Outcome::Failed(_)) {
                 spans::note_failure(&span);
             }

@@ -82,7 +82,7 @@ impl Measurer {
     }
 
     /// When the run that begins here has started, if there is an observer; the clock was read at `time`, and not since.
-    pub(crate) fn run_started(&self, time: RoundTime) -> Option<RunBegan> {
+    pub(crate) fn run_started(&self, time: &RoundTime) -> Option<RunBegan> {
         let measuring = self.0.as_ref()?;
         Some(RunBegan(time.nanoseconds.max(measuring.latest.load(Ordering::Relaxed))))
     }

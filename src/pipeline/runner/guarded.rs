@@ -21,11 +21,11 @@ use crate::telemetry::Counter;
 
 /// Runs `run`: a panic becomes a failure; when the handler timeout has passed the run is asked to stop, and dropped if
 /// it does not within the grace. Only then is the claim given up: a run that goes on would be an effect without a claim.
-pub(super) async fn guarded<R, T>(
+pub(super) async fn guarded<R, T, F: Future<Output = Result<T, HandlerError>>>(
     context: &Context<R>,
     claim: &ActiveClaim,
-    time: RoundTime,
-    run: impl Future<Output = Result<T, HandlerError>>,
+    time: &RoundTime,
+    run: impl FnOnce() -> F,
 ) -> Result<T, HandlerError> {
     failpoints::hit(Step::HandlerStart);
     let started = context.measurer.run_started(time);
@@ -33,14 +33,15 @@ pub(super) async fn guarded<R, T>(
     // The output stays here: each future around the run would move it once more.
     let mut output = None;
     let (ended, overran) = {
-        let run = AssertUnwindSafe(async { output = Some(run.await) });
+        let run = AssertUnwindSafe(async { output = Some(run().await) });
         let mut run = pin!(OptionFuture::from(Some(run.catch_unwind())));
         let mut ended = within(limit, time.now, run.as_mut()).await;
         let overran = ended.is_none();
         if overran {
             claim.cancel();
             context.count(Counter::Timeouts, 1);
-            ended = tokio::time::timeout(context.config.cancel_grace, run.as_mut()).await.ok();
+            // In a place of its own: each run would be as large.
+            ended = Box::pin(tokio::time::timeout(context.config.cancel_grace, run.as_mut())).await.ok();
         }
         // The future goes before the claim does. A panic of its destructors stays here and changes nothing: how the run
         // ended is known by now.
@@ -73,21 +74,20 @@ fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
 }
 
 /// Awaits `future` for so long after `since`; `None`: it is still pending then. As tokio's timeout, but a timer is made only for a
-/// future that is pending at its first poll, and fires whatever of tokio's budget the future leaves.
-async fn within<F: Future>(limit: Duration, since: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
-    let mut timer = pin!(OptionFuture::from(None));
-    let mut has_timer = false;
-    poll_fn(|context| {
+/// future that is pending at its first poll, and it fires whatever of tokio's budget the future leaves.
+fn within<F: Future>(
+    limit: Duration,
+    since: Instant,
+    mut future: Pin<&mut F>,
+) -> impl Future<Output = Option<F::Output>> {
+    let mut timer = None;
+    poll_fn(move |context| {
         if let Poll::Ready(output) = future.as_mut().poll(context) {
             return Poll::Ready(Some(output));
         }
-        if !has_timer {
-            timer.set(OptionFuture::from(Some(unconstrained(sleep_until(since + limit)))));
-            has_timer = true;
-        }
-        timer.as_mut().poll(context).map(|_| None)
+        let timer = timer.get_or_insert_with(|| Box::pin(unconstrained(sleep_until(since + limit))));
+        timer.as_mut().poll(context).map(|()| None)
     })
-    .await
 }
 
 fn timed_out(limit: Duration, last: Option<&HandlerError>) -> HandlerError {

@@ -23,7 +23,7 @@ pub(crate) trait Runner: Send + Sync + Sized + 'static {
         context: &Context<Self>,
         work: &Work,
         claim: &SharedClaim,
-        time: RoundTime,
+        time: &RoundTime,
     ) -> impl Future<Output = Outcome> + Send;
 
     /// Runs the handler for several works, whose outcomes may depend on each other. `None`: that one is to run alone.

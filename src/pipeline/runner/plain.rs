@@ -14,9 +14,9 @@ pub(crate) struct Plain<H>(pub(crate) H);
 impl<H: Handler> Runner for Plain<H> {
     const NEEDS_CLAIM: bool = false;
 
-    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, time: RoundTime) -> Outcome {
+    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, time: &RoundTime) -> Outcome {
         // All of the user's code runs inside: the call, the future, the conversion of what it returns.
-        let run = async {
+        let run = || async {
             let output = context.runner.0.handle(work.message.claimed(claim.clone())).await?;
             Ok(output.into_reply())
         };

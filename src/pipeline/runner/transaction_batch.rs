@@ -155,14 +155,11 @@ async fn effect<S: TransactionalStore, H: TxHandler<S>>(
         return Ok(Run::Alone);
     }
     let tx = runner.store.lend(conn);
-    let handled = async {
-        let message = work.message.claimed(claim.clone());
-        runner.handler.handle(message, tx).await
-    };
+    let handled = || runner.handler.handle(work.message.claimed(claim.clone()), tx);
     let span = spans::run(work, claim);
     let handled = match &span {
-        Some(span) => guarded(context, claim, time, handled).instrument(span.clone()).await,
-        None => guarded(context, claim, time, handled).await,
+        Some(span) => guarded(context, claim, &time, handled).instrument(span.clone()).await,
+        None => guarded(context, claim, &time, handled).await,
     };
     let mut handled = handled.map_err(|error| error.judged(|cause| runner.store.handler_error(cause)));
     if handled.is_ok() && !is_last {

@@ -25,7 +25,7 @@ impl<S: TransactionalStore, H: TxHandler<S>> Runner for Transactional<S, H> {
         transaction_batch::run(context, group).await
     }
 
-    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, _time: RoundTime) -> Outcome {
+    async fn run(context: &Context<Self>, work: &Work, claim: &SharedClaim, _time: &RoundTime) -> Outcome {
         let Some(_turn) = turn(context).await else { return Outcome::Unstarted };
         // Many may have waited for their turn: no transaction is opened for nothing.
         if is_late(context, work, claim) {
@@ -74,8 +74,8 @@ impl<S: TransactionalStore, H: TxHandler<S>> Transactional<S, H> {
         }
         let tx = runner.store.lend(&mut conn);
         let time = context.measurer.round_time(Instant::now());
-        let run = async { runner.handler.handle(work.message.claimed(claim.clone()), tx).await };
-        if let Err(error) = guarded(context, claim, time, run).await {
+        let run = || runner.handler.handle(work.message.claimed(claim.clone()), tx);
+        if let Err(error) = guarded(context, claim, &time, run).await {
             let error = error.judged(|cause| runner.store.handler_error(cause));
             roll_back(&*runner.store, limit, conn).await;
             return (!error.is_conflict()).then_some(Outcome::Failed(error));
