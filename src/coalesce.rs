@@ -51,7 +51,8 @@ impl<Q: Send + 'static, T: Send + 'static> Coalescer<Q, T> {
     /// Sends a chunk, together with what others send at the same time; one answer per item. Waiting for a turn is
     /// not bounded, the call is.
     pub(crate) async fn send(&self, chunk: Vec<Q>) -> Answers<T> {
-        self.start_send(chunk).answers().await
+        let mut sent = self.start_send(chunk);
+        sent.answers().await
     }
 
     /// Sends a chunk without waiting for its answers.
@@ -73,11 +74,11 @@ pub(crate) struct Sent<T> {
 }
 
 impl<T> Sent<T> {
-    pub(crate) async fn answers(self) -> Answers<T> {
-        let Self { operation, count, answered } = self;
-        answered.await.unwrap_or_else(|_| {
-            let ending = || Error::new(ErrorKind::Timeout, operation, "the program is ending");
-            (0..count).map(|_| Err(ending())).collect()
+    /// Waits for the answers. To be called once.
+    pub(crate) async fn answers(&mut self) -> Answers<T> {
+        (&mut self.answered).await.unwrap_or_else(|_| {
+            let ending = || Error::new(ErrorKind::Timeout, self.operation, "the program is ending");
+            (0..self.count).map(|_| Err(ending())).collect()
         })
     }
 }
@@ -99,6 +100,10 @@ where
         };
         let Some((mut batch, answer)) = first else { return };
         let mut parts = vec![(batch.len(), answer)];
+        // Most chunks that wait are of one item.
+        let room = waiting.len().min(terms.max_batch.saturating_sub(batch.len()));
+        batch.reserve_exact(room);
+        parts.reserve_exact(room);
         while batch.len() < terms.max_batch
             && let Ok((chunk, answer)) = waiting.try_recv()
         {

@@ -5,7 +5,7 @@ mod text;
 
 use std::fmt;
 
-use self::parts::{json_part, part, tagged, with_room};
+use self::parts::{json_part, part, tagged};
 use crate::key::{KEY_FORMAT, Key, KeyError, Scope, first_half, json, names, payload_hash};
 use crate::message::Message;
 
@@ -270,11 +270,15 @@ impl KeyExtractor {
     /// # Errors
     /// As [`key_of`](Self::key_of).
     pub fn key_and_source(&self, message: &Message) -> Result<(Key, usize), KeyError> {
-        with_room(|parts| self.first_present(message, parts))
+        self.key_and_source_in(message, &mut Vec::with_capacity(64))
     }
 
-    /// See [`key_and_source`](Self::key_and_source); `parts` is room for what is hashed.
-    fn first_present(&self, message: &Message, parts: &mut Vec<u8>) -> Result<(Key, usize), KeyError> {
+    /// As [`key_and_source`](Self::key_and_source); `parts` is room for what is hashed.
+    pub(crate) fn key_and_source_in(
+        &self,
+        message: &Message,
+        parts: &mut Vec<u8>,
+    ) -> Result<(Key, usize), KeyError> {
         let mut worst = KeyError::Missing;
         let mut unusable: Option<&KeySource> = None;
         for (index, (source, context)) in self.sources.iter().enumerate() {

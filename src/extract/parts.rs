@@ -1,24 +1,6 @@
 //! The bytes that are hashed into a key: its parts, each with its length in front.
 
-use std::cell::RefCell;
-
 use crate::key::{KeyError, MAX_KEY_BYTES};
-
-/// Bytes of room that a thread keeps from message to message: a long key must not keep its memory forever.
-const KEPT: usize = 1_024;
-
-/// Gives `with` room for the parts of a key. Not to be called within itself.
-pub(super) fn with_room<T>(with: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-    thread_local! {
-        static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    ROOM.with_borrow_mut(|room| {
-        let answer = with(room);
-        room.clear();
-        room.shrink_to(KEPT);
-        answer
-    })
-}
 
 pub(super) fn tagged(into: &mut Vec<u8>, kind: &[u8], name: &[u8]) {
     for text in [kind, name] {

@@ -7,7 +7,7 @@ use crate::dead_letter::Provenance;
 use crate::key::{Fingerprint, Key, KeyError, canonical_memory};
 use crate::message::Message;
 use crate::store::Reason;
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Counters};
 
 /// How many bytes of memory it takes to [identify] a message, besides its own.
 pub(super) fn memory_for<R>(context: &Context<R>, message: &Message) -> usize {
@@ -32,20 +32,63 @@ impl Identity {
     }
 }
 
+/// What is kept from message to message while keys are derived.
+#[derive(Default)]
+pub(super) struct Deriving {
+    /// Room for what is hashed.
+    parts: Vec<u8>,
+    /// The latest source of a key, and how many keys in a row it has given that are not yet counted.
+    source: usize,
+    found: u64,
+}
+
+impl Deriving {
+    /// A long key must not keep its memory forever.
+    const KEPT: usize = 1_024;
+
+    fn found(&mut self, counters: &Counters, source: usize) {
+        if source != self.source {
+            self.count(counters);
+            self.source = source;
+        }
+        self.found += 1;
+    }
+
+    /// Counts the keys that were found: after each batch.
+    pub(super) fn count(&mut self, counters: &Counters) {
+        counters.count_key_source(self.source, std::mem::take(&mut self.found));
+        self.parts.clear();
+        self.parts.shrink_to(Self::KEPT);
+    }
+}
+
+/// As [`identify`], of a message that comes alone.
+pub(super) fn identify_one<R>(context: &Context<R>, message: &Message) -> Identity {
+    let mut deriving = Deriving::default();
+    let identity = identify(context, message, &mut deriving);
+    deriving.count(&context.counters);
+    identity
+}
+
 /// Decides what to do with a message.
-pub(super) fn identify<R>(context: &Context<R>, message: &Message) -> Identity {
+pub(super) fn identify<R>(context: &Context<R>, message: &Message, deriving: &mut Deriving) -> Identity {
     let provenance = Provenance::of(&context.scope, message, &context.config.own_headers);
     let unproven = provenance == Provenance::Unproven;
     if unproven {
         context.note_unproven(message);
     }
-    let (plan, generation) = plan(context, message, provenance);
+    let (plan, generation) = plan(context, message, provenance, deriving);
     let wanted = matches!(plan, Plan::Claim(_));
     let fingerprint = if wanted { context.config.fingerprint.of(message.payload()) } else { None };
     Identity { plan, fingerprint, generation, unproven }
 }
 
-fn plan<R>(context: &Context<R>, message: &Message, provenance: Provenance) -> (Plan, u32) {
+fn plan<R>(
+    context: &Context<R>,
+    message: &Message,
+    provenance: Provenance,
+    deriving: &mut Deriving,
+) -> (Plan, u32) {
     if let Some(defect) = message.defect() {
         return (Plan::Letter(Reason::Defect, defect.to_string()), 0);
     }
@@ -57,7 +100,7 @@ fn plan<R>(context: &Context<R>, message: &Message, provenance: Provenance) -> (
     if let Some(key) = ours.and_then(|ours| ours.key) {
         return (Plan::Claim(key), generation);
     }
-    let error = match key_of(context, message) {
+    let error = match key_of(context, message, deriving) {
         Ok(key) => return (Plan::Claim(key), generation),
         Err(error) => error,
     };
@@ -80,11 +123,11 @@ pub(super) fn without_key<R>(context: &Context<R>, message: &Message, error: &Ke
 }
 
 /// The key of `message` from the first source that is present.
-pub(super) fn key_of<R>(context: &Context<R>, message: &Message) -> Result<Key, KeyError> {
-    let found = context.keys.key_and_source(message);
+fn key_of<R>(context: &Context<R>, message: &Message, deriving: &mut Deriving) -> Result<Key, KeyError> {
+    let found = context.keys.key_and_source_in(message, &mut deriving.parts);
     let index = found.as_ref().map_or(usize::MAX, |(_, index)| *index);
     if index != usize::MAX {
-        context.counters.count_key_source(index);
+        deriving.found(&context.counters, index);
     }
     // The first source is the common case and needs no warning.
     if index > 0 {

@@ -11,7 +11,7 @@ use super::config::Ordering;
 use super::context::Context;
 use super::event::Event;
 use super::gate::Gate;
-use super::identity::{Identity, identify, without_key};
+use super::identity::{Deriving, Identity, identify, without_key};
 use super::receipt::SettleQueue;
 use super::spans;
 use super::start_check::ready;
@@ -39,6 +39,7 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
         return (consumer, Err(error));
     }
     let derive = Derive::new(&context.keys, &context.config.ordering);
+    let mut deriving = Deriving::default();
     let mut notices = consumer.notices();
     let mut failures = 0;
     // A finite source may wait for its last settlements before it ends; parked messages would keep it from ending.
@@ -71,11 +72,12 @@ pub(crate) async fn take_in<R: Send + Sync + 'static>(
                 }
                 let received = context.measurer.start();
                 for work in &mut works {
-                    derive.identify(&context, work).await;
+                    derive.identify(&context, work, &mut deriving).await;
                     work.unclaimed_since = received;
                     work.receipt.set_span(context.measurer.span(&work.message));
                     spans::note_key(work);
                 }
+                deriving.count(&context.counters);
                 gate.sent();
                 context.send(Event::Arrived(works));
             }
@@ -174,7 +176,7 @@ impl Derive {
         Self { order_by, hasher: RandomState::new() }
     }
 
-    async fn identify<R>(&self, context: &Context<R>, work: &mut InFlight) {
+    async fn identify<R>(&self, context: &Context<R>, work: &mut InFlight, deriving: &mut Deriving) {
         let message = &work.message;
         let oversize = oversize(context, message);
         let lane = match oversize {
@@ -188,7 +190,7 @@ impl Derive {
             (Ok(_), None) if message.payload().len() >= LARGE && message.defect().is_none() => {
                 Identity::without_key(Plan::Identify)
             }
-            (Ok(_), None) => identify(context, message),
+            (Ok(_), None) => identify(context, message, deriving),
         };
         Identity {
             plan: work.plan,

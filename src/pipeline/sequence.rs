@@ -137,12 +137,8 @@ enum Turned {
 }
 
 /// How a turn ended, before that is recorded.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "nearly all turns end as the largest, which is not kept as this"
-)]
 enum TurnEnd<'c> {
-    Completing(Completing<'c>),
+    Completing(Box<Completing<'c>>),
     Other(Finished),
     /// The turns are over before these.
     Behind(Vec<Start>),

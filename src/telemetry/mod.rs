@@ -234,9 +234,9 @@ impl Counters {
         let _ = self.key_sources.set(names.map(|name| (name, AtomicU64::new(0))).collect());
     }
 
-    pub(crate) fn count_key_source(&self, index: usize) {
+    pub(crate) fn count_key_source(&self, index: usize, found: u64) {
         if let Some((_, count)) = self.key_sources.get().and_then(|sources| sources.get(index)) {
-            count.fetch_add(1, Ordering::Relaxed);
+            count.fetch_add(found, Ordering::Relaxed);
         }
     }
 

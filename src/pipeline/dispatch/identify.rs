@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Dispatcher;
 use crate::pipeline::event::{Event, Identified};
-use crate::pipeline::identity::{Identity, identify, memory_for};
+use crate::pipeline::identity::{Identity, identify_one, memory_for};
 use crate::pipeline::runner::Runner;
 
 /// How many are looked at side by side. Each takes a core.
@@ -28,7 +28,7 @@ impl<R: Runner> Dispatcher<R> {
             let context = Arc::clone(&self.context);
             self.rounds.spawn(async move {
                 let (message, on) = (work.message.clone(), Arc::clone(&context));
-                match tokio::task::spawn_blocking(move || identify(&on, &message)).await {
+                match tokio::task::spawn_blocking(move || identify_one(&on, &message)).await {
                     Ok(Identity { plan, fingerprint, generation, unproven }) => {
                         (work.plan, work.fingerprint) = (plan, fingerprint);
                         (work.generation, work.unproven) = (generation, unproven);

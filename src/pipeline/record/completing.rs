@@ -126,7 +126,7 @@ fn completed<R>(
     }
 }
 
-/// A success whose completion is sent.
+/// A success whose completion is sent. Boxed, since it waits in futures that move.
 pub(in crate::pipeline) struct Completing<'c> {
     finished: Finished,
     request: CompleteRequest,
@@ -140,7 +140,7 @@ pub(in crate::pipeline) struct Completing<'c> {
 pub(in crate::pipeline) fn start_completing<R>(
     context: &Context<R>,
     mut finished: Finished,
-) -> Either<Completing<'_>, Finished> {
+) -> Either<Box<Completing<'_>>, Finished> {
     let lease = finished.claim.as_ref().and_then(|claim| claim.lease());
     let (Some(lease), Outcome::Succeeded(result)) = (lease, &mut finished.outcome) else {
         return Either::Right(finished);
@@ -151,22 +151,26 @@ pub(in crate::pipeline) fn start_completing<R>(
     let spans = spans::completions(std::iter::once(&*finished.work));
     let sent = context.completions.start_send(vec![request.clone()]);
     let unrecorded = Unrecorded { counters: &context.counters, effects: 1 };
-    Either::Left(Completing { finished, request, sent, spans, unrecorded })
+    Either::Left(Box::new(Completing { finished, request, sent, spans, unrecorded }))
 }
 
 impl Completing<'_> {
     /// Waits until the completion is known to be written or refused. Sets `stop` if the first answer is not that it is durable.
-    pub(in crate::pipeline) async fn known<R>(self, context: &Context<R>, stop: &AtomicBool) -> Recorded {
-        let Self { finished, request, sent, spans, unrecorded } = self;
-        let mut answers = sent.answers().await;
+    pub(in crate::pipeline) async fn known<R>(
+        mut self: Box<Self>,
+        context: &Context<R>,
+        stop: &AtomicBool,
+    ) -> Recorded {
+        let mut answers = self.sent.answers().await;
         let durable = |answer: &Result<Completion, Error>| {
             answer.as_ref().is_ok_and(|answer| *answer != Completion::HeldByAnother)
         };
         if !answers.iter().all(durable) {
             stop.store(true, Relaxed);
             // In a place of its own: each completion would be as large.
-            answers = Box::pin(context.complete_again(slice::from_ref(&request), answers)).await;
+            answers = Box::pin(context.complete_again(slice::from_ref(&self.request), answers)).await;
         }
+        let Self { finished, request, spans, unrecorded, .. } = *self;
         drop(spans);
         std::mem::forget(unrecorded);
         failpoints::hit(Step::CompleteApplied);
