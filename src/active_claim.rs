@@ -1,5 +1,6 @@
 //! The claim behind a running handler, shared with its message, the heartbeat and the pipeline.
 
+use std::mem;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -58,22 +59,6 @@ impl SharedClaim {
         Self { chunk: Arc::new(vec![claim]), index: 0 }
     }
 
-    /// Shares up to `most` claims, in their order.
-    pub(crate) fn share(mut claims: impl Iterator<Item = ActiveClaim>, most: usize) -> Vec<Self> {
-        let mut shared = Vec::new();
-        while let Some(first) = claims.next() {
-            if shared.is_empty() {
-                shared.reserve_exact(most);
-            }
-            let mut chunk = Vec::with_capacity(CHUNK.min(most - shared.len()));
-            chunk.push(first);
-            chunk.extend(claims.by_ref().take(CHUNK - 1));
-            let chunk = Arc::new(chunk);
-            shared.extend((0..chunk.len()).map(|index| Self { chunk: Arc::clone(&chunk), index }));
-        }
-        shared
-    }
-
     /// The claims of `chunk` that `wanted` chooses.
     pub(crate) fn choose(
         chunk: &ClaimChunk,
@@ -86,6 +71,48 @@ impl SharedClaim {
     /// The allocation that holds the claim.
     pub(crate) fn chunk(&self) -> &ClaimChunk {
         &self.chunk
+    }
+}
+
+/// Shares the claims of a round.
+pub(crate) struct ClaimSharing {
+    /// At most so many claims are still to come.
+    most: usize,
+    chunk: Vec<ActiveClaim>,
+    shared: Vec<SharedClaim>,
+}
+
+impl ClaimSharing {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, chunk: Vec::new(), shared: Vec::new() }
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, claim: ActiveClaim) {
+        if self.chunk.capacity() == 0 {
+            self.chunk.reserve_exact(CHUNK.min(self.most));
+        }
+        self.chunk.push(claim);
+        if self.chunk.len() == CHUNK {
+            self.share_chunk();
+        }
+    }
+
+    fn share_chunk(&mut self) {
+        if self.shared.is_empty() {
+            self.shared.reserve_exact(self.most);
+        }
+        let chunk = Arc::new(mem::take(&mut self.chunk));
+        self.most = self.most.saturating_sub(chunk.len());
+        self.shared.extend((0..chunk.len()).map(|index| SharedClaim { chunk: Arc::clone(&chunk), index }));
+    }
+
+    /// The claims in the order in which they were added.
+    pub(crate) fn all(mut self) -> Vec<SharedClaim> {
+        if !self.chunk.is_empty() {
+            self.share_chunk();
+        }
+        self.shared
     }
 }
 

@@ -13,7 +13,7 @@ use super::outcomes::{asked, concerns_the_store, not_what_died};
 use super::runner::Runner;
 use super::spans;
 use super::work::{Outcome, Plan, Start, Turn, Verdict, Work};
-use crate::active_claim::{ActiveClaim, SharedClaim};
+use crate::active_claim::{ActiveClaim, ClaimSharing, SharedClaim};
 use crate::error::Error;
 use crate::store::{Claim, ClaimRequest, Claimed, Reason};
 use crate::telemetry::{Counter, KeySighting, KnownAs, Measure};
@@ -79,14 +79,14 @@ fn shared_claims<R>(
 ) -> Vec<SharedClaim> {
     let longest = context.config.lease - context.config.lease_margin();
     let asked = round.iter().filter(|work| work.key().is_some());
-    let given = asked.zip(answers).filter_map(|(work, answer)| match answer {
-        Ok(Claim::Claimed(claimed)) => {
+    let mut claims = ClaimSharing::new(answers.len());
+    for (work, answer) in asked.zip(answers) {
+        if let Ok(Claim::Claimed(claimed)) = answer {
             let holds_for = longest.min(claimed.lease_left);
-            Some(ActiveClaim::new(claimed, work.receipt.tag(), sent, holds_for))
+            claims.add(ActiveClaim::new(claimed, work.receipt.tag(), sent, holds_for));
         }
-        _ => None,
-    });
-    SharedClaim::share(given, answers.len())
+    }
+    claims.all()
 }
 
 /// Notes how long deliveries have waited since their receipt, once for each.

@@ -51,6 +51,7 @@ pub(super) async fn handle_one<R: Runner>(
 }
 
 /// The run of one delivery, or how it has ended without one. `horizon`: a lease that ends before is renewed first.
+#[inline]
 fn start_one<'c, R: Runner>(
     context: &'c Context<R>,
     start: Start,
