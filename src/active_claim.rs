@@ -156,7 +156,10 @@ impl ActiveClaim {
     #[inline]
     pub(crate) fn new(claimed: &Claimed, tag: Tag, sent: Instant, holds_for: Duration) -> Self {
         let deadline_us = AtomicU64::new(micros(holds_for));
-        Self { deadline_us, ..Self::with(Some(claimed.lease), tag, claimed.attempt, claimed.generation, sent) }
+        Self {
+            deadline_us,
+            ..Self::with(Some(claimed.lease), tag, claimed.attempt, claimed.generation, sent)
+        }
     }
 
     /// A run without a claim: by policy, for a message without a key, or in front of a store that is down.
@@ -244,7 +247,6 @@ impl ActiveClaim {
         self.micros(now) >= self.deadline_us.load(Ordering::Relaxed)
     }
 
-
     /// Asks the run to stop. Does nothing once it has ended.
     pub(crate) fn cancel(&self) -> bool {
         let first =
@@ -306,5 +308,74 @@ impl ActiveClaim {
             }
             notified.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_claims_stand_in_the_order_in_which_they_were_added_and_a_chunk_lives_as_long_as_one_of_them() {
+        let now = Instant::now();
+        for count in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5] {
+            let mut sharing = ClaimSharing::new(count + 7);
+            for number in 0..count as u64 {
+                sharing.add(ActiveClaim::unprotected(1, Tag { epoch: 0, number }, now));
+            }
+            let mut shared = sharing.all();
+            let numbers: Vec<_> = shared.iter().map(|claim| claim.tag().number).collect();
+            assert_eq!(numbers, (0..count as u64).collect::<Vec<_>>());
+            let chunks: Vec<_> = shared.iter().map(|claim| Arc::downgrade(claim.chunk())).collect();
+            assert!(chunks.iter().all(|chunk| chunk.upgrade().is_some_and(|chunk| chunk.len() <= CHUNK)));
+            let last = shared.pop();
+            drop(shared);
+            let kept = chunks.iter().filter(|chunk| chunk.upgrade().is_some()).count();
+            assert_eq!(kept, last.as_ref().map_or(0, |last| last.chunk().len()));
+        }
+    }
+
+    #[test]
+    fn a_horizon_compares_claims_of_several_rounds() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let key = Key::from_bytes([1; 16]);
+        let lease = Lease { key, owner: crate::store::OwnerToken::from_bytes([2; 16]), fence: 1 };
+        let claim = |sent, holds_for| {
+            let claimed = Claimed { lease, attempt: 1, lost: 0, generation: 0, lease_left: holds_for };
+            ActiveClaim::new(&claimed, Tag { epoch: 0, number: 0 }, sent, holds_for)
+        };
+        let mut horizon = Horizon::new(now + 10 * second);
+        for (sent, holds_for, reached) in [
+            (now, 10 * second, true),
+            (now, 11 * second, false),
+            (now + 5 * second, 5 * second, true),
+            (now + 5 * second, 6 * second, false),
+            (now + 10 * second, Duration::from_micros(1), false),
+            (now, 9 * second, true),
+        ] {
+            let claim = claim(sent, holds_for);
+            assert_eq!(horizon.reaches_deadline(&claim), reached, "{:?} {holds_for:?}", sent - now);
+            assert_eq!(claim.is_past_deadline(now + 10 * second), reached);
+        }
+        assert!(!horizon.reaches_deadline(&ActiveClaim::unprotected(1, Tag { epoch: 0, number: 0 }, now)));
+    }
+
+    #[test]
+    fn a_run_that_has_ended_is_not_asked_to_stop_whether_or_not_its_handler_has_returned() {
+        for returned in [false, true] {
+            let claim = ActiveClaim::unprotected(1, Tag { epoch: 0, number: 0 }, Instant::now());
+            if returned {
+                claim.returned();
+            }
+            assert!(!claim.has_ended());
+            claim.end();
+            assert!(claim.has_ended() && !claim.cancel() && !claim.is_cancelled());
+        }
+        let claim = ActiveClaim::unprotected(1, Tag { epoch: 0, number: 0 }, Instant::now());
+        assert!(claim.cancel());
+        claim.returned();
+        claim.end();
+        assert!(claim.has_ended() && claim.is_cancelled(), "that it was asked to stop is kept");
     }
 }

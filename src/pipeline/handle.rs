@@ -27,10 +27,9 @@ pub(super) fn handle<R: Runner>(
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
-    let single =
-        SideBySide::new(starts.into_iter().map(move |start| {
-            start_one(context, start, draining, time, &mut horizon)
-        }));
+    let single = SideBySide::new(
+        starts.into_iter().map(move |start| start_one(context, start, draining, time, &mut horizon)),
+    );
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
@@ -38,11 +37,7 @@ pub(super) fn handle<R: Runner>(
 }
 
 /// Runs the handler of one delivery, if it is to run.
-pub(super) async fn handle_one<R: Runner>(
-    context: &Context<R>,
-    start: Start,
-    time: RoundTime,
-) -> Finished {
+pub(super) async fn handle_one<R: Runner>(context: &Context<R>, start: Start, time: RoundTime) -> Finished {
     let mut horizon = Horizon::new(time.now + context.config.lease / 2);
     match start_one(context, start, false, time, &mut horizon) {
         Either::Left(finished) => finished,

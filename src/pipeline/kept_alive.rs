@@ -156,3 +156,41 @@ impl Drop for Watch<'_> {
 fn lock<T>(mutex: &Mutex<T>) -> parking_lot::MutexGuard<'_, T> {
     mutex.lock()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::active_claim::ClaimSharing;
+    use crate::message::Message;
+    use crate::pipeline::receipt::SettleQueue;
+    use crate::pipeline::work::InFlight;
+
+    #[test]
+    fn a_round_is_forgotten_with_its_watch_but_for_claims_whose_runs_go_on() {
+        let (kept_alive, queue) = (KeptAlive::default(), SettleQueue::new());
+        let mut sharing = ClaimSharing::new(40);
+        let tag = |number| Tag { epoch: 0, number };
+        (0..40).for_each(|number| sharing.add(ActiveClaim::unprotected(1, tag(number), Instant::now())));
+        let claims = sharing.all();
+        let starts: Vec<_> = claims
+            .iter()
+            .map(|claim| {
+                let work = InFlight::new(Message::builder("").build(), queue.receipt(claim.tag()));
+                Start::Run { work: Box::new(work), claim: claim.clone(), suspect: false }
+            })
+            .collect();
+        let watched = || lock(&kept_alive.rounds).claims().count();
+        let empty = kept_alive.watch(&[]);
+        let watch = kept_alive.watch(&starts);
+        drop(empty);
+        assert_eq!(watched(), 40);
+        assert!(kept_alive.cancel_delivery(tag(39)), "the last one is watched as well");
+        claims.iter().filter(|claim| claim.tag().number != 20).for_each(|claim| claim.end());
+        drop(watch);
+        assert_eq!(watched(), 16, "the chunk of the run that goes on");
+        assert!(kept_alive.cancel_delivery(tag(20)));
+        claims[20].end();
+        let _ = kept_alive.look(Instant::now(), Duration::from_secs(1));
+        assert!(lock(&kept_alive.rounds).open.is_empty());
+    }
+}

@@ -100,3 +100,30 @@ fn timed_out(limit: Duration, last: Option<&HandlerError>) -> HandlerError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_future_that_leaves_nothing_of_the_budget_of_its_task_ends_in_time() {
+        let limit = Duration::from_millis(20);
+        let busy = pin!(async {
+            loop {
+                tokio::task::coop::consume_budget().await;
+            }
+        });
+        assert!(within(limit, Instant::now(), busy).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_counts_from_when_it_is_said_to_and_an_output_in_time_is_kept() {
+        let began = Instant::now();
+        let second = Duration::from_secs(1);
+        tokio::time::advance(2 * second).await;
+        assert_eq!(within(3 * second, began, pin!(tokio::time::sleep(2 * second))).await, None);
+        assert_eq!(began.elapsed(), 3 * second);
+        assert_eq!(within(5 * second, began, pin!(tokio::time::sleep(second))).await, Some(()));
+        assert_eq!(within(second, began, pin!(std::future::ready(7))).await, Some(7), "it is ready at once");
+    }
+}

@@ -176,8 +176,8 @@ fn enqueue(expiry: &mut BTreeMap<u64, Vec<SlotNumber>>, place: SlotNumber, slot:
 fn hash(key: &Key) -> u64 {
     let (halves, _) = key.as_bytes().as_chunks();
     halves.iter().fold(0, |hash, half| {
-        let product = u128::from(hash ^ u64::from_le_bytes(*half) ^ 0x9e37_79b9_7f4a_7c15)
-            * 0xd6e8_feb8_6659_fd93_u128;
+        let product =
+            u128::from(hash ^ u64::from_le_bytes(*half) ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93_u128;
         (product as u64) ^ (product >> 64) as u64
     })
 }
