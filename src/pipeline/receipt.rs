@@ -181,9 +181,17 @@ mod tests {
         first.settle(Settlement::Reject);
         third.settle_in(&mut batch, Settlement::Reject);
         assert_eq!(queue.take().items, [(tags[0], Settlement::Reject)]);
-        drop(batch);
-        let all = [(tags[1], Settlement::Ack), (tags[2], Settlement::Reject)];
-        assert_eq!(queue.next().await.items, all, "the settler is woken");
+        let mut next = std::pin::pin!(queue.next());
+        // The wake-up for what was taken here.
+        assert!(futures_util::poll!(&mut next).is_pending() && futures_util::poll!(&mut next).is_pending());
+        let settler = async { next.await.items };
+        let settled = async { drop(batch) };
+        let (items, ()) = tokio::join!(settler, settled);
+        assert_eq!(
+            items,
+            [(tags[1], Settlement::Ack), (tags[2], Settlement::Reject)],
+            "the settler is woken"
+        );
         let mut batch = SettleBatch::with_capacity(0);
         let receipts = tags.map(|tag| queue.receipt(tag));
         for receipt in receipts {

@@ -76,14 +76,14 @@ mod tests {
             }
             Either::Right(Box::pin(async move {
                 assert_eq!(polled.fetch_add(1, Ordering::Relaxed), number, "they start in order");
-                if number % 3 == 0 {
+                if number.is_multiple_of(3) {
                     tokio::time::sleep(Duration::from_millis((300 - number) as u64)).await;
                 }
                 number
             }))
         });
         let outputs: Vec<usize> = SideBySide::new(futures).collect().await;
-        let waits = |number: &usize| number % 3 == 0 && number % 5 != 1;
+        let waits = |number: &usize| number.is_multiple_of(3) && number % 5 != 1;
         let (ready, waited) = outputs.split_at((0..100).filter(|number| !waits(number)).count());
         assert!(ready.is_sorted() && !ready.iter().any(waits), "{ready:?}");
         assert!(waited.iter().rev().is_sorted() && waited.iter().all(waits), "{waited:?}");
