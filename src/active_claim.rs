@@ -40,7 +40,7 @@ pub(crate) struct ActiveClaim {
 }
 
 /// How many claims one allocation holds: one for each cost a twentieth of a message's processing. It is kept until the last of them
-/// is let go.
+/// is dropped.
 const CHUNK: usize = 16;
 
 /// Claims in one allocation.

@@ -36,10 +36,10 @@ pub enum Verdict {
 ///     Ok(())
 /// }
 /// ```
-pub struct HandlerError(Box<Failure>);
+pub struct HandlerError(Box<RunFailure>);
 
 /// Apart, so that the result of a run is a few words: it moves through each future around the run.
-struct Failure {
+struct RunFailure {
     verdict: Verdict,
     text: String,
     outcome_unknown: bool,
@@ -53,7 +53,7 @@ struct Failure {
 impl HandlerError {
     /// A failure with this text.
     pub fn new(verdict: Verdict, text: impl Into<String>) -> Self {
-        Self(Box::new(Failure {
+        Self(Box::new(RunFailure {
             verdict,
             text: text.into(),
             outcome_unknown: false,

@@ -304,7 +304,7 @@ impl<R: Runner> Dispatcher<R> {
         self.advance(lane);
     }
 
-    /// A delivery is settled and let go: its copies share the outcome and its lane goes on.
+    /// A delivery is settled, and counted no longer: its copies share the outcome and its lane goes on.
     fn conclude(&mut self, report: &Report) {
         if let Some(followers) = report.key.and_then(|key| self.leaders.remove(&key)) {
             for mut follower in followers {
