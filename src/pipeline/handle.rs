@@ -9,6 +9,7 @@ use tracing::Instrument;
 use super::context::Context;
 use super::runner::Runner;
 use super::side_by_side::SideBySide;
+use super::slots::{Slot, TakenSlots};
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::ActiveClaim;
@@ -26,11 +27,47 @@ pub(super) fn handle<R: Runner>(
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
-    let single =
-        SideBySide::new(starts.into_iter().map(move |start| handle_one(context, start, draining, now)));
+    let mut taken = context.slots.as_ref().map(|slots| slots.take(runs(&starts)));
+    let single = SideBySide::new(starts.into_iter().map(move |start| {
+        let slot = taken.as_mut().filter(|_| is_run(&start)).and_then(TakenSlots::next);
+        handle_in_slot(context, start, slot, draining, now)
+    }));
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
+    }
+}
+
+fn is_run(start: &Start) -> bool {
+    matches!(start, Start::Run { .. })
+}
+
+fn runs(starts: &[Start]) -> usize {
+    starts.iter().filter(|start| is_run(start)).count()
+}
+
+/// Runs the handler of one delivery once it has a slot, if it needs one; it does not start if it is to stop before.
+async fn handle_in_slot<R: Runner>(
+    context: &Context<R>,
+    start: Start,
+    slot: Option<Slot<'_>>,
+    draining: bool,
+    now: Instant,
+) -> Finished {
+    match &context.slots {
+        Some(slots) if slot.is_none() && !draining && is_run(&start) => {
+            let slot = tokio::select! {
+                biased;
+                slot = slots.wait() => slot,
+                () = context.halt.stopped(start.work()) => None,
+            };
+            handle_one(context, start, slot.is_none(), Instant::now()).await
+        }
+        _ => {
+            let finished = handle_one(context, start, draining, now).await;
+            drop(slot);
+            finished
+        }
     }
 }
 

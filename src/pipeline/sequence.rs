@@ -29,6 +29,7 @@ use super::record::{Completing, record, release_behind, start_completing};
 use super::reply::{reply_and_settle, settle_unowed};
 use super::runner::Runner;
 use super::settle::{settle, settle_one};
+use super::slots::Slot;
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
 
 /// No turn of a sequence begins later than this after the first. A copy of its last message, in another lane or process, waits for as long.
@@ -65,11 +66,16 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
     let (lane, is_turn) = (first.work().lane, first.work().turn.is_some());
     let Some(lane) = lane else { return };
     let length = sequence.len();
+    let slot = match &context.slots {
+        Some(slots) => slots.wait().await,
+        None => None,
+    };
     let began = Instant::now();
     let stop = AtomicBool::new(false);
     let mut left =
         SequenceEnded { lane, is_turn, count: 0, took: Duration::ZERO, first: None, behind: Vec::new() };
-    let mut records = pin!(turns(context, sequence, began, &stop).buffered(length).ready_chunks(length));
+    let mut records =
+        pin!(turns(context, sequence, slot, began, &stop).buffered(length).ready_chunks(length));
     let mut stopped = false;
     // Nothing waits for replies but the settlement of their messages.
     let mut replying = context.replies.as_ref().map(|_| FuturesUnordered::new());
@@ -151,11 +157,12 @@ enum TurnEnd<'c> {
 fn turns<'c, R: Runner>(
     context: &'c Context<R>,
     sequence: Vec<Start>,
+    slot: Option<Slot<'c>>,
     began: Instant,
     stop: &'c AtomicBool,
 ) -> impl Stream<Item = impl Future<Output = (Option<Instant>, Turned)> + 'c> + 'c {
-    stream::unfold(Some((sequence.into_iter(), true, began)), move |state| async move {
-        let (mut rest, goes_on, now) = state?;
+    stream::unfold(Some((sequence.into_iter(), slot, true, began)), move |state| async move {
+        let (mut rest, slot, goes_on, now) = state?;
         let next = rest.as_slice().first()?;
         // In a drain what needs no run is still settled.
         let halted = context.draining.is_cancelled() && !matches!(next, Start::Known { .. });
@@ -164,7 +171,9 @@ fn turns<'c, R: Runner>(
             let start = rest.next()?;
             let (end, goes_on) = turn(context, start, rest.len() == 0, now).await;
             let ended = Instant::now();
-            return Some((record_end(context, end, Some(ended), stop), Some((rest, goes_on, ended))));
+            // Its last handler has ended; its completions need no slot.
+            let slot = slot.filter(|_| goes_on && rest.len() > 0);
+            return Some((record_end(context, end, Some(ended), stop), Some((rest, slot, goes_on, ended))));
         }
         let suspects = usize::from(goes_on && next.work().turn.is_some());
         let (count, idle) = (usize::from(goes_on), rest.len());

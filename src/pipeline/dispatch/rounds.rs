@@ -30,8 +30,18 @@ impl<R: Runner> Dispatcher<R> {
     /// Starts one round; false if none can start now.
     fn start_one(&mut self) -> bool {
         let most = self.context.config.max_batch;
-        let free = self.concurrency().saturating_sub(self.running).min(most);
-        if free == 0 || !self.has_startable() {
+        let mut free = self.room().saturating_sub(self.running).min(most);
+        if !self.has_startable() {
+            return false;
+        }
+        if let Some(slots) = &self.context.slots {
+            self.ahead.look(slots);
+            if free == 0 {
+                self.ahead.lacks(slots);
+                free = self.room().saturating_sub(self.running);
+            }
+        }
+        if free == 0 {
             return false;
         }
         let now = Instant::now();
@@ -78,7 +88,7 @@ impl<R: Runner> Dispatcher<R> {
         // Others leave a slot to the suspects that wait for their turn.
         let others = self.running - self.running_suspects;
         let kept_free = usize::from(self.suspects.waiting() > 0 && concurrency > 1);
-        let limit = limit.min((concurrency - kept_free).saturating_sub(others));
+        let limit = limit.min((self.room() - kept_free).saturating_sub(others));
         if self.ready.is_empty() || limit == 0 {
             return false;
         }
