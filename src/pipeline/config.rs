@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::limits;
+use super::runner::Runner;
 use crate::error::{Error, ErrorKind};
 use crate::extract::KeySource;
 use crate::key::Fingerprinting;
@@ -171,6 +172,11 @@ pub struct PipelineConfig {
     pub rate_limit: Option<f64>,
     /// Claims in one store call. 1 to 4,096, default 256.
     pub max_batch: usize,
+    /// How many deliveries may be claimed before there is a slot for their handlers, so that handlers do not wait for claims. Only
+    /// as many are as are needed for that: next to none where handlers take longer than claims. They are claimed by this process while
+    /// they wait for their slot, and a crash leaves their claims to lapse. Not for transactional handlers, nor with a `rate_limit` or
+    /// `adaptive_concurrency`. 0 to 65,536, default 512.
+    pub claims_ahead: usize,
     /// How many consecutive deliveries of a lane (a partition or an order key, see [`ordering`](Self::ordering)) are claimed
     /// together, at most: as many as their handlers, which run one after the other, are done with in a quarter of a second.
     /// Completions are written in batches beside them. Not for transactional handlers. 1 to 4,096, default 256; 1: the
@@ -240,6 +246,7 @@ impl Default for PipelineConfig {
             adaptive_concurrency: false,
             rate_limit: None,
             max_batch: 256,
+            claims_ahead: 512,
             lane_batch: 256,
             transaction_batch: 1,
             max_in_flight: 4096,
@@ -283,6 +290,7 @@ impl PipelineConfig {
             return wrong(format!("rate_limit is {rate}; it must be from 0.001 to 1000000 runs per second"));
         }
         range("max_batch", self.max_batch, 1, 4_096)?;
+        range("claims_ahead", self.claims_ahead, 0, 65_536)?;
         range("lane_batch", self.lane_batch, 1, 4_096)?;
         range("transaction_batch", self.transaction_batch, 1, 4_096)?;
         range("max_in_flight", self.max_in_flight, 1, 1 << 24)?;
@@ -322,6 +330,12 @@ impl PipelineConfig {
             ));
         }
         Ok(())
+    }
+
+    /// True if more may be claimed than has a slot.
+    pub(super) fn claims_more<R: Runner>(&self) -> bool {
+        let by_one = R::NEEDS_CLAIM || self.rate_limit.is_some() || self.adaptive_concurrency;
+        self.claims_ahead > 0 && !by_one
     }
 
     /// How many deliveries may wait.

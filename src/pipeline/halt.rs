@@ -1,9 +1,11 @@
 //! Claimed deliveries that must not start although their round is under way: [`Halt`].
 
 use parking_lot::Mutex;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use foldhash::{HashSet, HashSetExt};
+use tokio::sync::Notify;
 
 use super::work::InFlight;
 
@@ -14,6 +16,8 @@ pub(crate) struct Halt {
     handler_down: AtomicU64,
     any_leaving: AtomicBool,
     leaving: Mutex<HashSet<u64>>,
+    /// Wakes deliveries that wait for a slot: they may have to stop.
+    changed: Notify,
 }
 
 impl Halt {
@@ -22,17 +26,38 @@ impl Halt {
             handler_down: AtomicU64::new(0),
             any_leaving: AtomicBool::new(false),
             leaving: Mutex::new(HashSet::new()),
+            changed: Notify::new(),
         }
     }
 
     pub(super) fn set_handler_down(&self, opening: Option<u64>) {
-        self.handler_down.store(opening.unwrap_or(0), Ordering::Release);
+        let before = self.handler_down.swap(opening.unwrap_or(0), Ordering::AcqRel);
+        if opening.is_some_and(|opening| opening != before) {
+            self.changed.notify_waiters();
+        }
     }
 
     /// The deliveries of this epoch belong to another consumer soon.
     pub(super) fn leave(&self, epoch: u64) {
         self.lock().insert(epoch);
         self.any_leaving.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until this delivery must not start.
+    ///
+    /// # Cancel safety
+    /// A dropped call has no effect.
+    pub(super) async fn stopped(&self, work: &InFlight) {
+        loop {
+            // It is registered before the look, so that no change is missed.
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.stops(work) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Nothing of this epoch is in hand any more.

@@ -9,6 +9,7 @@ use super::context::Context;
 use super::measure::RoundTime;
 use super::runner::Runner;
 use super::side_by_side::SideBySide;
+use super::slots::{Slot, Slots};
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::{Horizon, SharedClaim};
@@ -27,19 +28,52 @@ pub(super) fn handle<R: Runner>(
     let draining = context.draining.is_cancelled();
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
-    let single = SideBySide::new(
-        starts.into_iter().map(move |start| start_one(context, start, draining, time, &mut horizon)),
-    );
+    let mut taken = context.slots.as_ref().map(|slots| (slots, slots.take(runs(&starts))));
+    let single = SideBySide::new(starts.into_iter().map(move |start| {
+        let slot = match &mut taken {
+            Some((slots, taken)) if is_run(&start) => {
+                taken.next().map_or(RunSlot::Wait(slots), RunSlot::Taken)
+            }
+            _ => RunSlot::NotNeeded,
+        };
+        start_one(context, start, slot, draining, time, &mut horizon)
+    }));
     match grouped {
         None => single.left_stream(),
         Some(grouped) => stream::select(single, grouped).right_stream(),
     }
 }
 
+fn is_run(start: &Start) -> bool {
+    matches!(start, Start::Run { .. })
+}
+
+fn runs(starts: &[Start]) -> usize {
+    starts.iter().filter(|start| is_run(start)).count()
+}
+
+/// The slot of a run.
+enum RunSlot<'c> {
+    /// No more is claimed than has a slot, or its sequence has one.
+    NotNeeded,
+    Taken(Slot<'c>),
+    /// None was free.
+    Wait(&'c Slots),
+}
+
+/// Waits for a slot; `None` if the delivery is to stop before.
+async fn wait_for_slot<'c, R>(context: &'c Context<R>, slots: &'c Slots, work: &Work) -> Option<Slot<'c>> {
+    tokio::select! {
+        biased;
+        slot = slots.wait() => slot,
+        () = context.halt.stopped(work) => None,
+    }
+}
+
 /// Runs the handler of one delivery, if it is to run.
 pub(super) async fn handle_one<R: Runner>(context: &Context<R>, start: Start, time: RoundTime) -> Finished {
     let mut horizon = Horizon::new(time.now + context.config.lease / 2);
-    match start_one(context, start, false, time, &mut horizon) {
+    match start_one(context, start, RunSlot::NotNeeded, false, time, &mut horizon) {
         Either::Left(finished) => finished,
         Either::Right(run) => run.await,
     }
@@ -50,6 +84,7 @@ pub(super) async fn handle_one<R: Runner>(context: &Context<R>, start: Start, ti
 fn start_one<'c, R: Runner>(
     context: &'c Context<R>,
     start: Start,
+    slot: RunSlot<'c>,
     draining: bool,
     time: RoundTime,
     horizon: &mut Horizon,
@@ -61,13 +96,23 @@ fn start_one<'c, R: Runner>(
             return Either::Left(unstarted(work, claim));
         }
     };
-    let renewal = match (suspect, horizon.reaches_deadline(&claim)) {
-        (true, _) => Some(FirstRenewal::Started),
-        (false, true) => Some(FirstRenewal::Only),
-        (false, false) => None,
-    };
+    let renewal = FirstRenewal::of(suspect, &claim, horizon);
     Either::Right(async move {
+        let (slot, renewal, time) = match slot {
+            RunSlot::NotNeeded => (None, renewal, time),
+            RunSlot::Taken(slot) => (Some(slot), renewal, time),
+            // Few wait; the future of the others is not to be larger for it.
+            RunSlot::Wait(slots) => match Box::pin(wait_for_slot(context, slots, &work)).await {
+                None => return unstarted(work, claim),
+                slot => {
+                    let time = context.measurer.round_time(Instant::now());
+                    let mut horizon = Horizon::new(time.now + context.config.lease / 2);
+                    (slot, FirstRenewal::of(suspect, &claim, &mut horizon), time)
+                }
+            },
+        };
         let outcome = run(context, &work, &claim, renewal, &time).await;
+        drop(slot);
         Finished { work, claim: Some(claim), outcome }
     })
 }
@@ -136,6 +181,17 @@ enum FirstRenewal {
     Only,
     /// The run of a suspect is marked as started.
     Started,
+}
+
+impl FirstRenewal {
+    /// What a run needs that has its slot now.
+    fn of(suspect: bool, claim: &SharedClaim, horizon: &mut Horizon) -> Option<Self> {
+        match (suspect, horizon.reaches_deadline(claim)) {
+            (true, _) => Some(Self::Started),
+            (false, true) => Some(Self::Only),
+            (false, false) => None,
+        }
+    }
 }
 
 async fn run<R: Runner>(

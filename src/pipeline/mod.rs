@@ -32,6 +32,7 @@ mod sequence;
 mod settle;
 mod settler;
 mod side_by_side;
+mod slots;
 mod spans;
 pub mod start_check;
 mod store_calls;

@@ -24,6 +24,7 @@ use super::measure::Measurer;
 use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
+use super::slots::Slots;
 use super::summary::Summary;
 use super::takeovers::Takeovers;
 use super::work::Work;
@@ -159,6 +160,7 @@ pub(super) fn share<R: Runner>(
         capabilities: consumer.capabilities(),
         chance: Mutex::new(Chance::new(config.seed)),
         kept_alive: KeptAlive::default(),
+        slots: config.claims_more::<R>().then(|| Slots::new(config.concurrency)),
         events,
         halt: Halt::new(),
         takeovers: Mutex::new(Takeovers::default()),

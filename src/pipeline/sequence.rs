@@ -30,6 +30,7 @@ use super::record::{Completing, record, release_behind, start_completing};
 use super::reply::{reply_and_settle, settle_unowed};
 use super::runner::Runner;
 use super::settle::{Settling, settle, settle_one};
+use super::slots::Slot;
 use super::work::{Behind, Finished, Outcome, Plan, Recorded, Start, Verdict};
 
 /// No turn of a sequence begins later than this after the first. A copy of its last message, in another lane or process, waits for as long.
@@ -66,11 +67,16 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
     let (lane, is_turn) = (first.work().lane, first.work().turn.is_some());
     let Some(lane) = lane else { return };
     let length = sequence.len();
+    let slot = match &context.slots {
+        Some(slots) => slots.wait().await,
+        None => None,
+    };
     let began = Instant::now();
     let stop = AtomicBool::new(false);
     let mut left =
         SequenceEnded { lane, is_turn, count: 0, took: Duration::ZERO, first: None, behind: Vec::new() };
-    let mut records = pin!(turns(context, sequence, began, &stop).buffered(length).ready_chunks(length));
+    let mut records =
+        pin!(turns(context, sequence, slot, began, &stop).buffered(length).ready_chunks(length));
     let mut stopped = false;
     // Nothing waits for replies but the settlement of their messages.
     let mut replying = context.replies.as_ref().map(|_| FuturesUnordered::new());
@@ -145,8 +151,10 @@ enum TurnEnd<'c> {
 }
 
 /// The turns of a sequence that are still to come.
-struct Turns {
+struct Turns<'c> {
     rest: vec::IntoIter<Start>,
+    /// Until the last handler has ended; completions need no slot.
+    slot: Option<Slot<'c>>,
     /// False: no further turn begins.
     goes_on: bool,
     /// When the latest turn ended.
@@ -159,10 +167,12 @@ struct Turns {
 fn turns<'c, R: Runner>(
     context: &'c Context<R>,
     sequence: Vec<Start>,
+    slot: Option<Slot<'c>>,
     began: Instant,
     stop: &'c AtomicBool,
 ) -> impl Stream<Item = impl Future<Output = (Option<Instant>, Turned)> + 'c> + 'c {
-    let turns = Turns { rest: sequence.into_iter(), goes_on: true, now: began, unreported: Ended::default() };
+    let (rest, unreported) = (sequence.into_iter(), Ended::default());
+    let turns = Turns { rest, slot, goes_on: true, now: began, unreported };
     stream::unfold(Some(turns), move |turns| async move {
         let mut turns = turns?;
         let next = turns.rest.as_slice().first()?;
@@ -184,7 +194,7 @@ fn turns<'c, R: Runner>(
 }
 
 /// Runs a handler and sends its completion.
-async fn turn<'c, R: Runner>(context: &'c Context<R>, start: Start, turns: &mut Turns) -> TurnEnd<'c> {
+async fn turn<'c, R: Runner>(context: &'c Context<R>, start: Start, turns: &mut Turns<'c>) -> TurnEnd<'c> {
     let time = context.measurer.round_time(turns.now);
     let mut run = pin!(handle_one(context, start, time));
     let mut finished = poll_fn(|waker| {
@@ -203,6 +213,7 @@ async fn turn<'c, R: Runner>(context: &'c Context<R>, start: Start, turns: &mut 
         (ended.count, ended.suspects) = (0, 0);
         turns.unreported.add(ended);
     } else {
+        turns.slot = None;
         // A failure counts after the successes before it.
         if !ended.failed.is_empty() {
             context.send(Event::Finished(mem::take(&mut turns.unreported)));

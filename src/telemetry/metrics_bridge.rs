@@ -53,7 +53,9 @@ const GAUGES: [(&str, &str, ReadGauge); 11] = [
     ("in_flight_bytes", "Bytes of deliveries received and not yet settled.", |counters| {
         counters.in_flight_bytes() as f64
     }),
-    ("running", "Deliveries that are being claimed or handled.", |counters| counters.running() as f64),
+    ("running", "Deliveries that are being claimed, wait for a slot, or are handled.", |counters| {
+        counters.running() as f64
+    }),
     ("waiting", "Deliveries in flight that cannot run yet.", |counters| counters.waiting() as f64),
     ("blocked_lanes", "Order keys or partitions whose first message waits and blocks others.", |counters| {
         counters.blocked_lanes() as f64

@@ -276,7 +276,7 @@ impl Counters {
         self.store_up.store(u64::from(up), Ordering::Relaxed);
     }
 
-    /// Deliveries that are being claimed or handled.
+    /// Deliveries that are being claimed, wait for a slot, or are handled.
     pub fn running(&self) -> u64 {
         self.gauges.running()
     }

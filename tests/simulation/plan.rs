@@ -168,6 +168,7 @@ fn config(rng: &mut Rng, seed: u64) -> PipelineConfig {
         rate_limit: pick(rng, &[None, None, None, None, Some(20.0), Some(500.0)]),
         max_batch: pick(rng, &[1, 3, 8, 64]),
         lane_batch: pick(rng, &[1, 2, 5, 256]),
+        claims_ahead: pick(rng, &[0, 1, 3, 512]),
         max_in_flight: concurrency * pick(rng, &[1, 3, 20]),
         max_waiting: pick(rng, &[None, None, Some(3)]),
         max_waiting_per_partition: pick(rng, &[None, Some(1)]),

@@ -54,6 +54,7 @@ pub(crate) fn pipeline_config(config: &Config, until_empty: bool) -> PipelineCon
         adaptive_concurrency: pipeline.adaptive_concurrency,
         rate_limit: pipeline.rate_limit,
         max_batch: pipeline.max_batch as usize,
+        claims_ahead: pipeline.claims_ahead as usize,
         lane_batch: pipeline.lane_batch as usize,
         transaction_batch: match &config.handler {
             Handler::Sql(sql) => sql.batch as usize,
@@ -191,7 +192,7 @@ mod tests {
     fn every_limit_reaches_the_pipeline() {
         let config = parse(
             "[store.memory]\nttl = '2h'\nlease = '9s'\ntimeout = '3s'\n[handler.stdout]\ntimeout = '7s'\n[pipeline]\n\
-             concurrency = 5\nmax_batch = 6\nlane_batch = 4\nmax_in_flight = 70\nmax_waiting = 80\n\
+             concurrency = 5\nmax_batch = 6\nclaims_ahead = 3\nlane_batch = 4\nmax_in_flight = 70\nmax_waiting = 80\n\
              max_waiting_per_partition = 9\nbreaker = false\nbreaker_keys = 7\nmax_in_flight_bytes = '1GiB'\nmax_message_bytes = '2MiB'\n\
              drain_timeout = '8s'\ncancel_grace = '9s'\nrate_limit = 2.5\nadaptive_concurrency = true\n\
              ordering = 'key'\norder_by = 'json:/c'\n[retry]\nmax_attempts = 11\ninitial = '12ms'\nmax = '13s'\n\
@@ -205,6 +206,7 @@ mod tests {
         assert_eq!(settings.cancel_grace, secs(9));
         assert_eq!((settings.concurrency, settings.max_batch, settings.max_in_flight), (5, 6, 70));
         assert_eq!((settings.lane_batch, settings.adaptive_concurrency), (4, true));
+        assert_eq!(settings.claims_ahead, 3);
         assert_eq!(settings.rate_limit, Some(2.5));
         assert_eq!((settings.max_in_flight_bytes, settings.until_idle), (1 << 30, true));
         assert_eq!(settings.max_message_bytes, Some(2 << 20));
@@ -223,7 +225,7 @@ mod tests {
     fn the_largest_values_a_configuration_may_have_are_accepted_by_the_core() {
         let config = parse(
             "[store.memory]\nttl = '3650d'\nlease = '12h'\n[handler.stdout]\ntimeout = '12h'\n[pipeline]\n\
-             concurrency = 65536\nmax_batch = 4096\nlane_batch = 4096\nmax_in_flight = 1048576\ndrain_timeout = '1h'\n[retry]\n\
+             concurrency = 65536\nmax_batch = 4096\nclaims_ahead = 65536\nlane_batch = 4096\nmax_in_flight = 1048576\ndrain_timeout = '1h'\n[retry]\n\
              max_attempts = 10000\ninitial = '24h'\nmax = '24h'\n",
         );
         pipeline_config(&config, false).check().unwrap();

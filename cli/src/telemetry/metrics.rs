@@ -61,7 +61,11 @@ fn read_run(families: &mut MetricFamilies, counters: Option<&Counters>) {
             "1 while the store responds; 0 before the first response and while intake is paused because of it.",
             value(|counters| u64::from(counters.is_store_up())),
         ),
-        ("running", "Deliveries that are being claimed or handled.", value(Counters::running)),
+        (
+            "running",
+            "Deliveries that are being claimed, wait for a slot, or are handled.",
+            value(Counters::running),
+        ),
         (
             "oldest_unsettled_seconds",
             "Age in seconds of the oldest delivery in flight; 0 without one.",

@@ -48,7 +48,7 @@ fn each_mistake_gets_its_sentence() {
             base_and("[pipeline]\nzzz = 1\n"),
             "line 13: pipeline.zzz: is not a known name; write one of concurrency, adaptive_concurrency, rate_limit, ordering, \
              order_by, max_in_flight, max_waiting, max_waiting_per_partition, max_in_flight_bytes, max_message_bytes, \
-             max_batch, lane_batch and 4 more",
+             max_batch, claims_ahead and 5 more",
         ),
         (
             base_and("[pipeline]\nrate_limit = 0\n"),

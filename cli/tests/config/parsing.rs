@@ -1,5 +1,7 @@
 //! Checks what configurations parse, to which values, and how these are shown.
 
+use std::time::Duration;
+
 use onceward_cli::config::{
     Guarantee, Handler, Jitter, KeyPart, KeySource, LogFormat, Mode, OnExhausted, OrderBy, Ordering,
     PublishTarget, Source,
@@ -16,7 +18,11 @@ fn the_example_of_the_contract_parses_to_what_it_says() {
     );
     let Source::Rabbitmq(source) = &config.source else { panic!("{:?}", config.source) };
     assert_eq!(source.url.expose(), "amqp://guest:guest@127.0.0.1:5672/%2f");
-    assert_eq!((source.prefetch, source.prefetch(16), source.prefetch(1)), (None, 64, 16));
+    let prefetch = |concurrency, seconds| source.prefetch(concurrency, Duration::from_secs(seconds));
+    assert_eq!((source.prefetch, prefetch(16, 30), prefetch(1, 30)), (None, 256, 16));
+    assert_eq!((prefetch(100, 30), prefetch(500, 30), prefetch(60_000, 30)), (1_024, 2_000, 65_535));
+    // Sixteen handlers one after the other would take longer than 30 minutes.
+    assert_eq!((prefetch(16, 112), prefetch(16, 113)), (256, 64));
     assert_eq!(config.limits().ttl.get().as_secs(), 7 * 86_400);
     assert_eq!(config.limits().timeout.get().as_secs(), 5);
     assert_eq!(

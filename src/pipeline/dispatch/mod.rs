@@ -1,6 +1,7 @@
 //! Decides which deliveries start, and when: lanes, copies, retries, limits and pauses.
 
 mod adaptive;
+mod ahead;
 mod copies;
 mod drain;
 mod drained;
@@ -33,6 +34,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use adaptive::AdaptiveLimit;
+use ahead::ClaimsAhead;
 pub(crate) use drained::Drained;
 use lane::Lane;
 use rate::RateLimit;
@@ -81,6 +83,7 @@ pub(crate) struct Dispatcher<R> {
     running_suspects: usize,
     rate: Option<RateLimit>,
     adaptive: Option<AdaptiveLimit>,
+    ahead: ClaimsAhead,
     /// Settlements on their way to the broker: an acker that is stuck must not let them pile up. Below zero while the
     /// broker was faster than the report.
     unflushed: isize,
@@ -102,6 +105,7 @@ impl<R: Runner> Dispatcher<R> {
         Self {
             rate: config.rate_limit.map(|per_second| RateLimit::new(per_second, now)),
             adaptive: config.adaptive_concurrency.then(|| AdaptiveLimit::new(config.concurrency, now)),
+            ahead: ClaimsAhead::new(config.claims_ahead),
             window: Window::new(&context.config, flow),
             breaker: Breaker::new(context.config.breaker),
             context,
@@ -209,6 +213,7 @@ impl<R: Runner> Dispatcher<R> {
             Event::Leaving { epoch } => self.leave(epoch),
             Event::Claimed { asked, again } => {
                 self.claiming -= 1;
+                self.ahead.answered();
                 self.claiming_again &= !again;
                 asked.into_iter().for_each(|asked| self.note_store(asked));
             }
@@ -339,31 +344,6 @@ impl<R: Runner> Dispatcher<R> {
             work.held_until = None;
             self.enqueue(work);
         }
-    }
-
-    /// The time at which something may change by itself. Anything due before `now` was considered and could not start
-    /// for another reason: to wake for it again would spin.
-    fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let may_start = self.running < self.concurrency() && self.has_startable();
-        let rate = self.rate.as_ref().map(RateLimit::next_at).filter(|at| may_start && *at > now);
-        let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
-        let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
-        let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
-        let times = [
-            self.timers.next(),
-            rate,
-            store,
-            probe,
-            intake,
-            self.waiting_log.next(),
-            self.window.pauses_at(),
-        ];
-        times.into_iter().flatten().min()
-    }
-
-    /// How many may run at once.
-    fn concurrency(&self) -> usize {
-        self.adaptive.as_ref().map_or(self.context.config.concurrency, AdaptiveLimit::limit)
     }
 
     fn publish_gauges(&mut self) {

@@ -43,6 +43,9 @@ impl<R: Runner> Dispatcher<R> {
         if let Some(adaptive) = &mut self.adaptive {
             adaptive.ends(self.running, &ended, now);
         }
+        if ended.runs > 0 {
+            self.ahead.ended();
+        }
         self.running -= ended.count;
         self.running_suspects -= ended.suspects;
         let context = Arc::clone(&self.context);

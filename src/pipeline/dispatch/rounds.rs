@@ -6,6 +6,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Dispatcher;
+use super::adaptive::AdaptiveLimit;
+use super::rate::RateLimit;
 use super::sequences::slots;
 use crate::pipeline::claim::ClaimTarget;
 use crate::pipeline::config::{Mode, OnStoreDown};
@@ -30,8 +32,18 @@ impl<R: Runner> Dispatcher<R> {
     /// Starts one round; false if none can start now.
     fn start_one(&mut self) -> bool {
         let most = self.context.config.max_batch;
-        let free = self.concurrency().saturating_sub(self.running).min(most);
-        if free == 0 || !self.has_startable() {
+        let mut free = self.room().saturating_sub(self.running).min(most);
+        if !self.has_startable() {
+            return false;
+        }
+        if let Some(slots) = &self.context.slots {
+            self.ahead.look(slots);
+            if free == 0 {
+                self.ahead.lacks(slots);
+                free = self.room().saturating_sub(self.running);
+            }
+        }
+        if free == 0 {
             return false;
         }
         let now = Instant::now();
@@ -78,7 +90,7 @@ impl<R: Runner> Dispatcher<R> {
         // Others leave a slot to the suspects that wait for their turn.
         let others = self.running - self.running_suspects;
         let kept_free = usize::from(self.suspects.waiting() > 0 && concurrency > 1);
-        let limit = limit.min((concurrency - kept_free).saturating_sub(others));
+        let limit = limit.min((self.room() - kept_free).saturating_sub(others));
         if self.ready.is_empty() || limit == 0 {
             return false;
         }
@@ -181,5 +193,37 @@ impl<R: Runner> Dispatcher<R> {
         self.claiming_again |= target == ClaimTarget::StoreAgain;
         self.rounds.spawn(process(Arc::clone(&self.context), round, target));
         true
+    }
+
+    /// The time at which something may change by itself. Anything due before `now` was considered and could not start
+    /// for another reason: to wake for it again would spin.
+    pub(super) fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let may_start = self.running < self.room() && self.has_startable();
+        let rate = self.rate.as_ref().map(RateLimit::next_at).filter(|at| may_start && *at > now);
+        let store = self.store.retry_at().filter(|at| may_start && self.claiming == 0 && *at > now);
+        let probe = self.breaker.probe_at().filter(|at| may_start && *at > now);
+        let intake = self.store.lets_in_at().filter(|at| *at > self.gated_at);
+        let times = [
+            self.timers.next(),
+            rate,
+            store,
+            probe,
+            intake,
+            self.waiting_log.next(),
+            self.window.pauses_at(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// How many may run at once.
+    pub(super) fn concurrency(&self) -> usize {
+        self.adaptive.as_ref().map_or(self.context.config.concurrency, AdaptiveLimit::limit)
+    }
+
+    /// How many deliveries may be in rounds, their handlers not ended. Beside suspects nothing is claimed ahead: they would wait for a
+    /// slot, and a crash would make suspects of more.
+    pub(super) fn room(&self) -> usize {
+        let has_suspects = self.suspects.waiting() > 0 || self.running_suspects > 0;
+        self.concurrency() + if has_suspects { 0 } else { self.ahead.count() }
     }
 }

@@ -22,7 +22,7 @@ impl RabbitmqSource {
 
     fn idle_concurrency(&self, context: &Context<'_>) -> Option<Finding> {
         let concurrency = context.pipeline.concurrency;
-        ((self.prefetch(concurrency) as usize) < concurrency).then(|| {
+        ((self.prefetch(concurrency, context.handler.timeout) as usize) < concurrency).then(|| {
             context
                 .problem(
                     "prefetch",
@@ -66,7 +66,8 @@ impl RabbitmqSource {
     fn deep_prefetch(&self, context: &Context<'_>) -> Option<Finding> {
         let (timeout, handler) = (self.ack_timeout.get(), context.handler);
         let concurrency = context.pipeline.concurrency.max(1);
-        let rounds = self.prefetch(concurrency).div_ceil(u32::try_from(concurrency).unwrap_or(u32::MAX));
+        let prefetch = self.prefetch(concurrency, handler.timeout);
+        let rounds = prefetch.div_ceil(u32::try_from(concurrency).unwrap_or(u32::MAX));
         let wait = handler.timeout.saturating_mul(rounds);
         (!timeout.is_zero() && handler.timeout <= timeout && wait > timeout).then(|| {
             context.problem(

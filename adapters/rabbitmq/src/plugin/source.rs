@@ -1,6 +1,7 @@
 //! `[source.rabbitmq]`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use onceward::adapter::{CheckpointStore, Consumer, Replies};
@@ -23,9 +24,10 @@ broker_table! {
     RabbitmqSource [] {
         /// The queue to consume. It must exist.
         pub queue: String,
-        /// How many unacknowledged messages the broker may deliver to this process, from 1 to 65535. By default four times
-        /// `pipeline.concurrency` and at least 16, so that other workers get messages too. Messages that wait in this
-        /// process for their next attempt count as well.
+        /// How many unacknowledged messages the broker may deliver to this process, from 1 to 65535. By default sixteen times
+        /// `pipeline.concurrency`, up to 1024, so that other workers get messages too; less where the last of them could wait for
+        /// longer than `ack_timeout`, but at least four times `pipeline.concurrency`. Messages that wait in this process for their
+        /// next attempt count as well.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub prefetch: Option<u32>,
         /// True for a queue with `x-single-active-consumer`, which keeps its order across workers.
@@ -54,17 +56,28 @@ const fn default_ack_timeout() -> HumanDuration {
     HumanDuration::new(RabbitmqQueueConfig::DEFAULT_ACK_TIMEOUT)
 }
 
+/// How many messages of the default prefetch wait for one handler, and how many messages it has at most where more than
+/// [`LEAST_ROUNDS`] do.
+const MOST_ROUNDS: u32 = 16;
+const LEAST_ROUNDS: u32 = 4;
+const DEFAULT_PREFETCH: u32 = 1_024;
+
 const LARGEST_PREFETCH: u32 = *RabbitmqQueueConfig::PREFETCH.end() as u32;
 
 /// Headers that a message loses in a delay queue, since the broker replaces them.
 const LOST_BY_WAITING: [&str; 4] = ["amqp-exchange", "amqp-routing-key", "amqp-user-id", "amqp-expiration"];
 
 impl RabbitmqSource {
-    /// The effective prefetch with `concurrency` concurrent handlers.
-    pub fn prefetch(&self, concurrency: usize) -> u32 {
-        let by_default =
-            u32::try_from(concurrency).unwrap_or(u32::MAX).saturating_mul(4).clamp(16, LARGEST_PREFETCH);
-        self.prefetch.unwrap_or(by_default)
+    /// The effective prefetch with so many concurrent handlers that take so long at most.
+    pub fn prefetch(&self, concurrency: usize, handler: Duration) -> u32 {
+        self.prefetch.unwrap_or_else(|| {
+            let concurrency = u32::try_from(concurrency).unwrap_or(u32::MAX);
+            let timeout = self.ack_timeout.get();
+            let is_long = !timeout.is_zero() && handler.saturating_mul(MOST_ROUNDS) > timeout;
+            let most =
+                if is_long { 0 } else { concurrency.saturating_mul(MOST_ROUNDS).min(DEFAULT_PREFETCH) };
+            concurrency.saturating_mul(LEAST_ROUNDS).max(most).clamp(16, LARGEST_PREFETCH)
+        })
     }
 
     fn endpoint(&self, context: &Context<'_>) -> Result<RabbitmqEndpoint, Error> {
@@ -161,8 +174,8 @@ impl SourcePlugin for RabbitmqSource {
         let mut options = RabbitmqConfig::new(String::new(), self.queue.as_str());
         options.endpoint = self.endpoint(context)?;
         // The check has refused what does not fit.
-        options.queue.prefetch =
-            u16::try_from(self.prefetch(context.pipeline.concurrency)).unwrap_or(u16::MAX);
+        let prefetch = self.prefetch(context.pipeline.concurrency, context.handler.timeout);
+        options.queue.prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
         options.queue.single_active_consumer = self.single_active_consumer;
         options.queue.ack_timeout = Some(self.ack_timeout.get()).filter(|timeout| !timeout.is_zero());
         options.queue.delivery_limit = self.delivery_limit;

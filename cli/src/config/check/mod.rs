@@ -90,6 +90,7 @@ fn pipeline(config: &Config) -> Checked {
         ));
     }
     within(config, "pipeline.max_batch", pipeline.max_batch, 1..=4_096)?;
+    within(config, "pipeline.claims_ahead", pipeline.claims_ahead, 0..=65_536)?;
     within(config, "pipeline.lane_batch", pipeline.lane_batch, 1..=4_096)?;
     duration(config, "pipeline.drain_timeout", pipeline.drain_timeout, HumanDuration::from_secs(0)..=HOUR)?;
     duration(config, "pipeline.cancel_grace", pipeline.cancel_grace, HumanDuration::from_secs(0)..=HOUR)?;

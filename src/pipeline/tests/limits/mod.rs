@@ -1,5 +1,6 @@
 //! Everything has a limit: messages, bytes, settlements under way, what one bad message may cost the others.
 
+mod ahead;
 mod paces;
 
 use super::*;
