@@ -5,6 +5,8 @@ mod batch;
 mod config;
 mod function;
 mod offsets;
+mod open_transaction;
+mod producing_thread;
 mod rejections;
 mod runner;
 mod send_groups;

@@ -10,6 +10,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
+use crate::transform::batch::Produced;
 use crate::transform::rejections::Rejections;
 use crate::transform::send_groups::{Rejection, SendGroups};
 
@@ -66,36 +67,35 @@ impl TransactionalProducer {
         Ok(Self { producer, commit_timeout, groups: SendGroups::default() })
     }
 
-    /// Sends the records produced for each consumed record, with the offsets, and commits. Blocks.
+    /// Sends what is produced for a batch, with the offsets, and commits. `is_repeated` if the batch was rejected or split. Blocks.
     ///
     /// # Errors
     /// The producer was fenced, or has another fatal error: it must not be retried.
-    pub(super) fn run<'a>(
+    pub(super) fn run(
         &mut self,
-        produced: impl Iterator<Item = &'a [Outgoing]> + Clone,
+        produced: &[Produced],
+        is_repeated: bool,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
     ) -> Result<TransactionOutcome, Error> {
+        if !is_repeated {
+            self.groups.begin_batch();
+        }
         let until = Instant::now() + self.commit_timeout;
         loop {
-            let outcome = match self.attempt(produced.clone(), offsets, group, until)? {
+            match self.attempt(produced, offsets, group, until)? {
                 TransactionAttempt::NotReady if Instant::now() < until => {
                     std::thread::sleep(NOT_READY_DELAY);
-                    continue;
                 }
-                TransactionAttempt::NotReady => TransactionOutcome::Aborted,
-                TransactionAttempt::Ended(outcome) => outcome,
-            };
-            if let TransactionOutcome::Committed | TransactionOutcome::Aborted = outcome {
-                self.groups.end_batch();
+                TransactionAttempt::NotReady => return Ok(TransactionOutcome::Aborted),
+                TransactionAttempt::Ended(outcome) => return Ok(outcome),
             }
-            return Ok(outcome);
         }
     }
 
-    fn attempt<'a>(
+    fn attempt(
         &mut self,
-        produced: impl Iterator<Item = &'a [Outgoing]>,
+        produced: &[Produced],
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         until: Instant,
@@ -105,8 +105,8 @@ impl TransactionalProducer {
         if let Err(error) = self.producer.begin_transaction() {
             return self.failed(error);
         }
-        for (index, outgoing) in produced.enumerate() {
-            for outgoing in outgoing {
+        for (index, own) in produced.iter().enumerate() {
+            for outgoing in &own.outgoing {
                 match self.send(index, outgoing, until) {
                     Ok(()) => {}
                     Err(SendFailure::Rejected(error)) => {
