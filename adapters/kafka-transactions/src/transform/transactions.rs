@@ -19,6 +19,8 @@ const OPERATION: &str = "commit a Kafka transaction";
 const RETRY_DELAY: Duration = Duration::from_millis(5);
 /// The delay before a retry when the client was not ready.
 const NOT_READY_DELAY: Duration = Duration::from_millis(20);
+/// How often it is looked whether all records are confirmed.
+const FLUSH_STEP: Duration = Duration::from_millis(2);
 /// The longest and shortest timeout of one attempt of a call that may be repeated.
 const MAX_ATTEMPT: Duration = Duration::from_secs(5);
 const MIN_ATTEMPT: Duration = Duration::from_millis(100);
@@ -124,6 +126,9 @@ impl TransactionalProducer {
         {
             return self.failed(error);
         }
+        if let Err(error) = self.wait_confirmed(until) {
+            return self.failed(error);
+        }
         match repeat(until, |limit| self.producer.commit_transaction(limit)) {
             Ok(()) => Ok(TransactionAttempt::Ended(TransactionOutcome::Committed)),
             // The commit continues in the client, and cannot be revoked.
@@ -138,13 +143,12 @@ impl TransactionalProducer {
     fn send(&mut self, index: usize, outgoing: &Outgoing, until: Instant) -> Result<(), SendFailure> {
         let headers = to_headers(outgoing).map_err(SendFailure::Rejected)?;
         if self.groups.starts_group(index, outgoing) {
-            let left = until.saturating_duration_since(Instant::now());
-            self.producer.flush(left.max(MIN_ATTEMPT)).map_err(SendFailure::Client)?;
+            self.wait_confirmed(until).map_err(SendFailure::Client)?;
             self.groups.confirmed();
         }
         let group = self.groups.add(index, outgoing);
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&outgoing.destination, group);
-        record = record.headers(headers);
+        record.headers = headers;
         record.key = outgoing.order_key.as_deref();
         record.payload = to_payload(outgoing);
         record.timestamp = to_timestamp_ms(outgoing);
@@ -163,6 +167,18 @@ impl TransactionalProducer {
                     )));
                 }
                 Err((error, _)) => return Err(SendFailure::Client(error)),
+            }
+        }
+    }
+
+    /// Waits until all records that were sent are confirmed or have failed. In one longer flush, as in a commit, the client would look
+    /// again after 100 ms.
+    fn wait_confirmed(&self, until: Instant) -> KafkaResult<()> {
+        let until = until.max(Instant::now() + MIN_ATTEMPT);
+        loop {
+            match self.producer.flush(FLUSH_STEP) {
+                Err(KafkaError::Flush(Code::OperationTimedOut)) if Instant::now() < until => {}
+                ended => return ended,
             }
         }
     }
@@ -229,9 +245,10 @@ fn is_record_error(code: Code) -> bool {
     )
 }
 
-/// After a rejection the client obtains a new producer epoch, and rejects calls until it has it.
+/// After a rejection the broker misses the rejected records' sequence numbers, and rejects what comes next. The client then obtains a
+/// new producer epoch, and rejects calls until it has it.
 fn is_not_ready(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(Code::State)
+    matches!(error.rdkafka_error_code(), Some(Code::State | Code::OutOfOrderSequenceNumber))
 }
 
 fn is_retriable(error: &KafkaError) -> bool {

@@ -54,6 +54,8 @@ pub(super) struct TransformWorker<T> {
     source: TransformSource,
     /// Records consumed while a batch was waited for.
     ahead: VecDeque<BatchRecord>,
+    /// The batch that was committed last, which takes time to free: the next one is submitted before.
+    spent: Option<TransformedBatch>,
     summary: TransformSummary,
 }
 
@@ -72,8 +74,18 @@ impl<T: Transform> TransformWorker<T> {
         let open = Arc::new(OpenTransaction::default());
         let producing = ProducingThread::start(&config, Arc::clone(&open))?;
         let source = TransformSource::open(&config, open)?;
-        let (ahead, summary) = (VecDeque::new(), TransformSummary::default());
-        Ok(Self { config, transform, runtime, stop, producing, is_submitted: false, source, ahead, summary })
+        Ok(Self {
+            config,
+            transform,
+            runtime,
+            stop,
+            producing,
+            is_submitted: false,
+            source,
+            ahead: VecDeque::new(),
+            spent: None,
+            summary: TransformSummary::default(),
+        })
     }
 
     pub(super) fn run(mut self) -> Result<TransformSummary, Error> {
@@ -89,6 +101,7 @@ impl<T: Transform> TransformWorker<T> {
             // What was consumed later is committed later.
             self.settle_submitted()?;
             self.submit(batch, false)?;
+            self.spent = None;
         }
         self.settle_submitted()?;
         Ok(self.summary)
@@ -226,6 +239,7 @@ impl<T: Transform> TransformWorker<T> {
         match outcome? {
             TransactionOutcome::Committed => {
                 summary.count(&batch);
+                self.spent = Some(batch);
                 Ok(())
             }
             TransactionOutcome::Rejected(index, error) => {
