@@ -36,13 +36,19 @@ pub(super) struct Produced {
 }
 
 /// Records, and what is produced for each of them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct TransformedBatch {
     pub(super) records: Vec<BatchRecord>,
     pub(super) produced: Vec<Produced>,
 }
 
 impl TransformedBatch {
+    /// Adds what was consumed after it.
+    pub(super) fn append(&mut self, mut part: Self) {
+        self.records.append(&mut part.records);
+        self.produced.append(&mut part.produced);
+    }
+
     /// Drops the records of partitions that were revoked or rewound since they were consumed.
     pub(super) fn drop_outdated(&mut self) {
         let Self { records, produced } = self;

@@ -1,18 +1,17 @@
 //! The thread of a transform: consumes batches, transforms them, and hands them over to the thread that commits them.
 //!
-//! There are two batches at most. While the first one is produced and committed, the second one is consumed and transformed; then
-//! it waits for the outcome of the first one:
+//! There are two batches at most. While the first one is produced and committed, the second one is consumed and transformed, part by
+//! part; it is submitted when the first one is settled, and grows until then:
 //!
 //! ```text
-//! this thread    collect 1 ─▶ transform 1 ─▶ collect 2 ─▶ transform 2 ─▶ wait for 1 ─▶ collect 3 …
-//! the other one                           └▶ produce 1 ─▶ commit 1            └▶ produce 2 ─▶ commit 2
+//! this thread    collect ─▶ transform ─▶ … ─▶ submit 1 ─▶ collect ─▶ transform ─▶ … ─▶ settle 1 ─▶ submit 2 …
+//! the other one                               └▶ produce 1 ─▶ commit 1 ───────────────┘            └▶ produce 2 ─▶ …
 //! ```
 //!
 //! If the first one does not commit, its partitions are rewound, and what the second one has of them is dropped: each record refers
 //! to its partition as it was assigned ([`AssignedPartition`](super::assignment::AssignedPartition)), which a rewind ends like a
 //! revocation.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -35,6 +34,10 @@ use crate::transform::transactions::TransactionOutcome;
 
 /// The timeout of a poll for the first record of a batch.
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
+/// The same for a batch that is due, when the one before is committed.
+const DUE_POLL_TIMEOUT: Duration = Duration::from_millis(5);
+/// The most records that are transformed at once.
+const MAX_PART: usize = 5000;
 /// After this time a transformation or a commit is waited for by polling the client, which keeps the membership.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// The delay before resuming the partitions is tried again.
@@ -52,8 +55,13 @@ pub(super) struct TransformWorker<T> {
     /// A batch is submitted, and its outcome is not settled.
     is_submitted: bool,
     source: TransformSource,
-    /// Records consumed while a batch was waited for.
-    ahead: VecDeque<BatchRecord>,
+    /// Records consumed while a transformation or a commit was waited for.
+    ahead: Vec<BatchRecord>,
+    /// The batch that is collected.
+    next: TransformedBatch,
+    /// The bytes of its records, and when it is to be submitted.
+    next_bytes: usize,
+    due: Option<Instant>,
     /// The batch that was committed last, which takes time to free: the next one is submitted before.
     spent: Option<TransformedBatch>,
     summary: TransformSummary,
@@ -82,7 +90,10 @@ impl<T: Transform> TransformWorker<T> {
             producing,
             is_submitted: false,
             source,
-            ahead: VecDeque::new(),
+            ahead: Vec::new(),
+            next: TransformedBatch::default(),
+            next_bytes: 0,
+            due: None,
             spent: None,
             summary: TransformSummary::default(),
         })
@@ -91,18 +102,19 @@ impl<T: Transform> TransformWorker<T> {
     pub(super) fn run(mut self) -> Result<TransformSummary, Error> {
         while !self.is_stopped() {
             let records = self.collect()?;
-            if records.is_empty() {
-                continue;
+            if !records.is_empty() {
+                let Some(part) = self.transform(records)? else {
+                    // The worker stops: uncommitted records are redelivered.
+                    break;
+                };
+                self.next.append(part);
             }
-            let Some(batch) = self.transform(records)? else {
-                // The worker stops: uncommitted records are redelivered.
-                break;
-            };
-            // What was consumed later is committed later.
-            self.settle_submitted()?;
-            self.submit(batch, false)?;
-            self.spent = None;
+            let is_due = self.due.is_some_and(|at| Instant::now() >= at);
+            if self.is_full(0) || is_due && !self.is_submitted {
+                self.submit_next()?;
+            }
         }
+        self.submit_next()?;
         self.settle_submitted()?;
         Ok(self.summary)
     }
@@ -111,28 +123,39 @@ impl<T: Transform> TransformWorker<T> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Consumes the records of the next batch; empty if there were none.
+    /// Returns true if the next batch, with `more` records, has no room left.
+    fn is_full(&self, more: usize) -> bool {
+        self.next.records.len() + more >= self.config.batch_records
+            || self.next_bytes >= self.config.batch_bytes
+    }
+
+    /// Consumes records for the next batch, until it is due or there are enough of them. Empty if there are none.
     fn collect(&mut self) -> Result<Vec<BatchRecord>, Error> {
-        let mut records: Vec<BatchRecord> = self.ahead.drain(..).collect();
-        let mut bytes: usize = records.iter().map(|own| own.message.size()).sum();
+        let mut records = std::mem::take(&mut self.ahead);
         let mut now = Instant::now();
-        let mut deadline = (!records.is_empty()).then(|| now + self.config.linger);
-        while records.len() < self.config.batch_records && bytes < self.config.batch_bytes {
-            let wait =
-                deadline.map_or(POLL_TIMEOUT, |at| at.saturating_duration_since(now).min(POLL_TIMEOUT));
+        if !records.is_empty() {
+            self.next_bytes += records.iter().map(|own| own.message.size()).sum::<usize>();
+            self.due.get_or_insert(now + self.config.linger);
+        }
+        while records.len() < MAX_PART && !self.is_full(records.len()) {
+            let left =
+                self.due.map_or(POLL_TIMEOUT, |at| at.saturating_duration_since(now).min(POLL_TIMEOUT));
+            let wait = if left.is_zero() { DUE_POLL_TIMEOUT } else { left };
             let polled = self.source.poll(now, wait)?;
             self.settle_ended()?;
             now = Instant::now();
-            match polled {
-                Some(own) => {
-                    bytes += own.message.size();
-                    records.push(own);
-                    deadline.get_or_insert_with(|| now + self.config.linger);
-                }
-                None if deadline.is_none() => break,
-                None => {}
+            let is_idle = polled.is_none();
+            if let Some(own) = polled {
+                self.next_bytes += own.message.size();
+                records.push(own);
+                self.due.get_or_insert_with(|| now + self.config.linger);
             }
-            if deadline.is_some_and(|at| now >= at) || self.is_stopped() {
+            // A batch that is due grows while the one before is committed.
+            let is_done = match self.due {
+                None => is_idle,
+                Some(at) => now >= at && (is_idle || !self.is_submitted),
+            };
+            if is_done || self.is_stopped() {
                 break;
             }
         }
@@ -140,7 +163,7 @@ impl<T: Transform> TransformWorker<T> {
         Ok(records)
     }
 
-    /// Transforms a batch. Returns `None` if the worker stops.
+    /// Transforms records. Returns `None` if the worker stops.
     fn transform(&mut self, records: Vec<BatchRecord>) -> Result<Option<TransformedBatch>, Error> {
         let (answer, answered) = mpsc::channel();
         let (config, transform) = (Arc::clone(&self.config), Arc::clone(&self.transform));
@@ -186,13 +209,23 @@ impl<T: Transform> TransformWorker<T> {
                 paused_at = Some(changes);
             }
             if let Some(own) = self.source.poll(Instant::now(), POLL_TIMEOUT)? {
-                self.ahead.push_back(own);
+                self.ahead.push(own);
             }
         };
         while paused_at.is_some() && answer.is_some() && !self.source.set_paused(false) {
             std::thread::sleep(RESUME_DELAY);
         }
         Ok(answer)
+    }
+
+    /// Submits the next batch, after the one before is settled: what was consumed later is committed later.
+    fn submit_next(&mut self) -> Result<(), Error> {
+        self.settle_submitted()?;
+        let batch = std::mem::take(&mut self.next);
+        (self.next_bytes, self.due) = (0, None);
+        self.submit(batch, false)?;
+        self.spent = None;
+        Ok(())
     }
 
     /// Submits a batch to the other thread, unless there is nothing left of it.
