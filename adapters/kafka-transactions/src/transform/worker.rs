@@ -1,11 +1,11 @@
 //! The thread of a transform: consumes batches, transforms them, and hands them over to the thread that commits them.
 //!
 //! There are two batches at most. While the first one is produced and committed, the second one is consumed and transformed, part by
-//! part; it is submitted when the first one is settled, and grows until then:
+//! part; it is submitted when the first one is settled, and grows until then. While a part is transformed the next one is consumed:
 //!
 //! ```text
-//! this thread    collect ─▶ transform ─▶ … ─▶ submit 1 ─▶ collect ─▶ transform ─▶ … ─▶ settle 1 ─▶ submit 2 …
-//! the other one                               └▶ produce 1 ─▶ commit 1 ───────────────┘            └▶ produce 2 ─▶ …
+//! this thread    collect ─▶ start part ─▶ collect ─▶ finish part ─▶ … ─▶ submit 1 ─▶ collect ─▶ … ─▶ settle 1 ─▶ submit 2 …
+//! the other one                                                          └▶ produce 1 ─▶ commit 1 ───┘            └▶ …
 //! ```
 //!
 //! If the first one does not commit, its partitions are rewound, and what the second one has of them is dropped: each record refers
@@ -14,12 +14,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use onceward::store::Reason;
 use onceward::{Error, ErrorKind};
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use crate::dead_letter::without_payload;
 use crate::transform::batch::{BatchRecord, TransformedBatch, dead_letter, transform_records};
@@ -59,7 +60,10 @@ pub(super) struct TransformWorker<T> {
     ahead: Vec<BatchRecord>,
     /// The batch that is collected.
     next: TransformedBatch,
-    /// The bytes of its records, and when it is to be submitted.
+    /// What was consumed for it last, while it is transformed.
+    part: Option<RunningPart>,
+    /// The number and bytes of its records, and when it is to be submitted.
+    next_records: usize,
     next_bytes: usize,
     due: Option<Instant>,
     /// The batch that was committed last, which takes time to free: the next one is submitted before.
@@ -92,6 +96,8 @@ impl<T: Transform> TransformWorker<T> {
             source,
             ahead: Vec::new(),
             next: TransformedBatch::default(),
+            part: None,
+            next_records: 0,
             next_bytes: 0,
             due: None,
             spent: None,
@@ -102,19 +108,21 @@ impl<T: Transform> TransformWorker<T> {
     pub(super) fn run(mut self) -> Result<TransformSummary, Error> {
         while !self.is_stopped() {
             let records = self.collect()?;
-            if !records.is_empty() {
-                let Some(part) = self.transform(records)? else {
-                    // The worker stops: uncommitted records are redelivered.
-                    break;
-                };
-                self.next.append(part);
+            if !self.finish_part()? {
+                break;
             }
+            self.start_part(records);
             let is_due = self.due.is_some_and(|at| Instant::now() >= at);
-            if self.is_full(0) || is_due && !self.is_submitted {
+            if self.is_full() || is_due && !self.is_submitted {
+                if !self.finish_part()? {
+                    break;
+                }
                 self.submit_next()?;
             }
         }
-        self.submit_next()?;
+        if self.finish_part()? {
+            self.submit_next()?;
+        }
         self.settle_submitted()?;
         Ok(self.summary)
     }
@@ -123,10 +131,9 @@ impl<T: Transform> TransformWorker<T> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Returns true if the next batch, with `more` records, has no room left.
-    fn is_full(&self, more: usize) -> bool {
-        self.next.records.len() + more >= self.config.batch_records
-            || self.next_bytes >= self.config.batch_bytes
+    /// Returns true if the next batch has no room left.
+    fn is_full(&self) -> bool {
+        self.next_records >= self.config.batch_records || self.next_bytes >= self.config.batch_bytes
     }
 
     /// Consumes records for the next batch, until it is due or there are enough of them. Empty if there are none.
@@ -134,10 +141,11 @@ impl<T: Transform> TransformWorker<T> {
         let mut records = std::mem::take(&mut self.ahead);
         let mut now = Instant::now();
         if !records.is_empty() {
+            self.next_records += records.len();
             self.next_bytes += records.iter().map(|own| own.message.size()).sum::<usize>();
             self.due.get_or_insert(now + self.config.linger);
         }
-        while records.len() < MAX_PART && !self.is_full(records.len()) {
+        while records.len() < MAX_PART && !self.is_full() {
             let left =
                 self.due.map_or(POLL_TIMEOUT, |at| at.saturating_duration_since(now).min(POLL_TIMEOUT));
             let wait = if left.is_zero() { DUE_POLL_TIMEOUT } else { left };
@@ -146,6 +154,7 @@ impl<T: Transform> TransformWorker<T> {
             now = Instant::now();
             let is_idle = polled.is_none();
             if let Some(own) = polled {
+                self.next_records += 1;
                 self.next_bytes += own.message.size();
                 records.push(own);
                 self.due.get_or_insert_with(|| now + self.config.linger);
@@ -163,8 +172,11 @@ impl<T: Transform> TransformWorker<T> {
         Ok(records)
     }
 
-    /// Transforms records. Returns `None` if the worker stops.
-    fn transform(&mut self, records: Vec<BatchRecord>) -> Result<Option<TransformedBatch>, Error> {
+    /// Starts to transform a part of the next batch, after the part before is finished.
+    fn start_part(&mut self, records: Vec<BatchRecord>) {
+        if records.is_empty() {
+            return;
+        }
         let (answer, answered) = mpsc::channel();
         let (config, transform) = (Arc::clone(&self.config), Arc::clone(&self.transform));
         let running = self.runtime.spawn(async move {
@@ -172,16 +184,25 @@ impl<T: Transform> TransformWorker<T> {
             // The worker may have stopped.
             let _ = answer.send(produced.map(|produced| TransformedBatch { records, produced }));
         });
+        self.part = Some(RunningPart { answered, task: running.abort_handle() });
+    }
+
+    /// Waits until the running part, if any, is transformed. Returns false if the worker stops: the part is dropped, and nothing that was
+    /// consumed later may be committed.
+    fn finish_part(&mut self) -> Result<bool, Error> {
+        let Some(part) = self.part.take() else { return Ok(true) };
         let receive = |own: &mut Self, limit| {
-            // Its records may have to be submitted again before this batch can be.
+            // Its records may have to be submitted again before this part can be.
             own.settle_ended()?;
             if own.is_stopped() && limit == Duration::ZERO {
-                running.abort();
+                part.task.abort();
                 return Ok(Waited::Stopped);
             }
-            Ok(answered.recv_timeout(limit).map_or_else(Waited::from, Waited::Answered))
+            Ok(part.answered.recv_timeout(limit).map_or_else(Waited::from, Waited::Answered))
         };
-        self.wait(receive)?.transpose()
+        let Some(transformed) = self.wait(receive)? else { return Ok(false) };
+        self.next.append(transformed?);
+        Ok(true)
     }
 
     /// Waits for an answer, and polls the client meanwhile if that takes long.
@@ -222,7 +243,7 @@ impl<T: Transform> TransformWorker<T> {
     fn submit_next(&mut self) -> Result<(), Error> {
         self.settle_submitted()?;
         let batch = std::mem::take(&mut self.next);
-        (self.next_bytes, self.due) = (0, None);
+        (self.next_records, self.next_bytes, self.due) = (0, 0, None);
         self.submit(batch, false)?;
         self.spent = None;
         Ok(())
@@ -320,6 +341,12 @@ impl<T: Transform> TransformWorker<T> {
         produced.outgoing = vec![without_payload(letter)];
         Ok(())
     }
+}
+
+/// A part of a batch while it is transformed.
+struct RunningPart {
+    answered: Receiver<Result<TransformedBatch, Error>>,
+    task: AbortHandle,
 }
 
 /// How waiting for an answer went.
