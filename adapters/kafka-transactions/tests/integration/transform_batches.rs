@@ -142,3 +142,29 @@ async fn what_is_transformed_while_its_partition_moves_has_one_result() {
     let (first, second) = (first.stop().await, second.stop().await);
     assert_eq!((first.records, second.records), (6, 6));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_leaves_what_hangs_uncommitted_and_finishes_what_was_transformed_before() {
+    let stage = Stage::new(1).await;
+    stage.input.fill(10).await;
+    let mut config = stage.config();
+    (config.batch_records, config.linger) = (5, LINGER);
+    let (to, runs) = (stage.output.name.clone(), Arc::clone(&stage.runs));
+    let hanging = stage.start_with(config, move |message: Message| {
+        *runs.lock().unwrap().entry(payload(&message)).or_default() += 1;
+        let (made, hangs) = (outgoing(&to, &message), payload(&message) == "0:7");
+        async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok(vec![made])
+        }
+    });
+    until("the second batch runs", || stage.runs.lock().unwrap().len() == 10).await;
+    let summary = hanging.stop().await;
+    assert_eq!((summary.records, stage.input.committed().await), (5, vec![5]));
+    let running = stage.start(stage.config());
+    stage.input.wait_committed(&[10]).await;
+    assert_eq!(stage.results_in_order(10).await, numbers(0..10));
+    assert_eq!(running.stop().await.records, 5);
+}
