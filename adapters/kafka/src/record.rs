@@ -30,7 +30,7 @@ fn to_millis(at: SystemTime) -> Option<i64> {
 }
 
 /// Returns the record's headers: the native ones of a message from Kafka, without those of an earlier dead letter or retry, the
-/// headers of `outgoing`, and its id, unless a header has it. `None` if there are none.
+/// headers of `outgoing`, and its id, unless a header has it. `None` for a record without headers.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] for a NUL byte in a header's name or in the topic, at which the client would panic.

@@ -17,7 +17,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use crate::transform::open_transaction::OpenTransaction;
+use crate::transform::running_transaction::RunningTransaction;
 
 /// How long resolving the start offsets may take, and the delay between attempts.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// A partition from its assignment until it is revoked, or rewound after a transaction that did not commit. Each record refers to
 /// the one that it was consumed under.
 #[derive(Debug)]
-pub(super) struct AssignedPartition {
+pub(super) struct PartitionAssignment {
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     /// The log that its offsets refer to, and the incarnation of its positions.
@@ -37,7 +37,7 @@ pub(super) struct AssignedPartition {
     has_ended: AtomicBool,
 }
 
-impl AssignedPartition {
+impl PartitionAssignment {
     pub(super) fn new(topic: Arc<str>, partition: i32, log: LogId, incarnation: Arc<str>) -> Self {
         let (next, has_ended) = (AtomicI64::new(-1), AtomicBool::new(false));
         Self { topic, partition, log, incarnation, next, has_ended }
@@ -72,21 +72,21 @@ pub(super) struct TransformAssignment {
     /// The number of assignments and revocations.
     changes: AtomicU64,
     /// Partitions are given up after it.
-    open: Arc<OpenTransaction>,
+    open: Arc<RunningTransaction>,
     state: Mutex<AssignmentState>,
 }
 
 #[derive(Default)]
 struct AssignmentState {
     /// By topic and partition.
-    partitions: HashMap<Arc<str>, HashMap<i32, Arc<AssignedPartition>>>,
+    partitions: HashMap<Arc<str>, HashMap<i32, Arc<PartitionAssignment>>>,
     topic_ids: HashMap<String, String>,
     /// Why a partition must not be consumed.
     error: Option<Error>,
 }
 
 impl AssignmentState {
-    fn insert(&mut self, own: AssignedPartition) {
+    fn insert(&mut self, own: PartitionAssignment) {
         let of_topic = self.partitions.entry(Arc::clone(&own.topic)).or_default();
         if let Some(before) = of_topic.insert(own.partition, Arc::new(own)) {
             before.end();
@@ -105,7 +105,7 @@ impl AssignmentState {
 }
 
 impl TransformAssignment {
-    pub(super) fn new(from_end: bool, open: Arc<OpenTransaction>) -> Self {
+    pub(super) fn new(from_end: bool, open: Arc<RunningTransaction>) -> Self {
         Self { from_end, open, ..Self::default() }
     }
 
@@ -119,14 +119,14 @@ impl TransformAssignment {
     }
 
     /// Returns an assigned partition.
-    pub(super) fn find(&self, topic: &str, partition: i32) -> Option<Arc<AssignedPartition>> {
+    pub(super) fn find(&self, topic: &str, partition: i32) -> Option<Arc<PartitionAssignment>> {
         self.lock().partitions.get(topic)?.get(&partition).cloned()
     }
 
-    /// Starts an assigned partition anew: what was consumed of it is not current any more.
-    pub(super) fn renew(&self, own: &AssignedPartition) {
+    /// Renews the assignment of a partition: what was consumed of it is not current any more.
+    pub(super) fn renew(&self, own: &PartitionAssignment) {
         let (topic, incarnation) = (Arc::clone(&own.topic), Arc::clone(&own.incarnation));
-        let renewed = AssignedPartition::new(topic, own.partition, own.log.clone(), incarnation);
+        let renewed = PartitionAssignment::new(topic, own.partition, own.log.clone(), incarnation);
         self.lock().insert(renewed);
     }
 
@@ -192,7 +192,7 @@ impl TransformAssignment {
             let (topic, partition) = (Arc::<str>::from(own.topic()), own.partition());
             let log = logs.remove(&(Arc::clone(&topic), partition)).unwrap_or_default();
             let incarnation = log.incarnation(cluster, &topic).into();
-            state.insert(AssignedPartition::new(topic, partition, log, incarnation));
+            state.insert(PartitionAssignment::new(topic, partition, log, incarnation));
         }
     }
 }
@@ -234,8 +234,8 @@ impl ConsumerContext for TransformAssignment {
 mod tests {
     use super::*;
 
-    fn assigned(partition: i32) -> AssignedPartition {
-        AssignedPartition::new("in".into(), partition, LogId::default(), "cluster/in".into())
+    fn assigned(partition: i32) -> PartitionAssignment {
+        PartitionAssignment::new("in".into(), partition, LogId::default(), "cluster/in".into())
     }
 
     #[test]

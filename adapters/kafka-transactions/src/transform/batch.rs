@@ -14,7 +14,7 @@ use onceward::{Error, ErrorKind, HandlerError, Message, Outgoing, Verdict};
 
 use crate::dead_letter::create_letter;
 use crate::ready_first;
-use crate::transform::assignment::AssignedPartition;
+use crate::transform::assignment::PartitionAssignment;
 use crate::transform::config::TransformConfig;
 use crate::transform::function::Transform;
 
@@ -22,7 +22,7 @@ use crate::transform::function::Transform;
 #[derive(Debug)]
 pub(super) struct BatchRecord {
     /// The partition, as it was assigned when the record was consumed.
-    pub(super) from: Arc<AssignedPartition>,
+    pub(super) from: Arc<PartitionAssignment>,
     pub(super) offset: i64,
     pub(super) message: Message,
 }
@@ -197,11 +197,11 @@ mod tests {
 
     use super::*;
 
-    fn partition() -> Arc<AssignedPartition> {
-        Arc::new(AssignedPartition::new("in".into(), 0, LogId::default(), "in".into()))
+    fn partition() -> Arc<PartitionAssignment> {
+        Arc::new(PartitionAssignment::new("in".into(), 0, LogId::default(), "in".into()))
     }
 
-    fn records(from: &Arc<AssignedPartition>, keys: &[&'static str]) -> Vec<BatchRecord> {
+    fn records(from: &Arc<PartitionAssignment>, keys: &[&'static str]) -> Vec<BatchRecord> {
         let record = |(number, key): (usize, &&'static str)| BatchRecord {
             from: Arc::clone(from),
             offset: i64::try_from(number).unwrap(),

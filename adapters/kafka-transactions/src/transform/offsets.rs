@@ -6,7 +6,7 @@ use onceward::{Error, ErrorKind};
 use onceward_kafka::internal::{classify, set_metadata};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::transform::assignment::AssignedPartition;
+use crate::transform::assignment::PartitionAssignment;
 use crate::transform::batch::BatchRecord;
 
 /// Returns the error for a log that was replaced; `None` for all partitions of the topic.
@@ -22,11 +22,11 @@ pub(super) fn log_replaced(topic: &str, partition: Option<i32>) -> Error {
 
 /// Returns the offset after the last record of each partition, with the metadata of its log.
 pub(super) fn offsets_after(records: &[BatchRecord]) -> Result<TopicPartitionList, Error> {
-    let mut ends: Vec<(&Arc<AssignedPartition>, i64)> = Vec::new();
+    let mut ends: Vec<(&Arc<PartitionAssignment>, i64)> = Vec::new();
     // Of most records, the partition is that of the one before.
     let mut last = 0;
     for own in records {
-        let is_of = |(from, _): &(&Arc<AssignedPartition>, i64)| Arc::ptr_eq(from, &own.from);
+        let is_of = |(from, _): &(&Arc<PartitionAssignment>, i64)| Arc::ptr_eq(from, &own.from);
         if !ends.get(last).is_some_and(is_of) {
             last = ends.iter().position(is_of).unwrap_or(ends.len());
             if last == ends.len() {
@@ -55,7 +55,7 @@ mod tests {
     fn each_partition_has_the_offset_after_its_last_record_with_the_id_of_its_log() {
         let partition = |topic: &str, number, id: &str| {
             let log = LogId { topic_id: Some(id.to_owned()), truncations: 0 };
-            Arc::new(AssignedPartition::new(topic.into(), number, log, id.into()))
+            Arc::new(PartitionAssignment::new(topic.into(), number, log, id.into()))
         };
         let partitions = [partition("a", 0, "00"), partition("a", 1, "00"), partition("b", 0, "01")];
         let records = [(0, 5), (0, 6), (1, 40), (0, 9), (2, 0), (1, 41), (2, 1)];

@@ -11,7 +11,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 
 use crate::transform::batch::TransformedBatch;
 use crate::transform::config::TransformConfig;
-use crate::transform::open_transaction::OpenTransaction;
+use crate::transform::running_transaction::RunningTransaction;
 use crate::transform::transactions::{TransactionOutcome, TransactionalProducer};
 
 /// The delay after the first of consecutive aborted transactions. It grows to fifty times as long.
@@ -36,7 +36,7 @@ pub(super) struct EndedBatch {
 pub(super) struct ProducingThread {
     submit: Option<Sender<SubmittedBatch>>,
     ended: Receiver<EndedBatch>,
-    open: Arc<OpenTransaction>,
+    open: Arc<RunningTransaction>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -45,7 +45,7 @@ impl ProducingThread {
     ///
     /// # Errors
     /// The cluster does not answer, or denies access; or the thread cannot be started.
-    pub(super) fn start(config: &Arc<TransformConfig>, open: Arc<OpenTransaction>) -> Result<Self, Error> {
+    pub(super) fn start(config: &Arc<TransformConfig>, open: Arc<RunningTransaction>) -> Result<Self, Error> {
         let producer = Some(connect(config)?);
         let (config, failures) = (Arc::clone(config), 0);
         let producing = Producing { config, producer, open: Arc::clone(&open), failures };
@@ -76,7 +76,7 @@ impl ProducingThread {
     /// Returns the next batch whose transaction has ended.
     ///
     /// # Errors
-    /// There is none within `limit`, or the thread has panicked.
+    /// No transaction ends within `limit`, or the thread has panicked.
     pub(super) fn ended(&self, limit: Duration) -> Result<EndedBatch, RecvTimeoutError> {
         self.ended.recv_timeout(limit)
     }
@@ -101,7 +101,7 @@ struct Producing {
     config: Arc<TransformConfig>,
     /// `None` while it is recreated.
     producer: Option<TransactionalProducer>,
-    open: Arc<OpenTransaction>,
+    open: Arc<RunningTransaction>,
     /// The number of consecutive aborted transactions.
     failures: u32,
 }

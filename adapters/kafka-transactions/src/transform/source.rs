@@ -12,11 +12,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::transform::assignment::{AssignedPartition, TransformAssignment};
+use crate::transform::assignment::{PartitionAssignment, TransformAssignment};
 use crate::transform::batch::BatchRecord;
 use crate::transform::config::TransformConfig;
 use crate::transform::offsets::log_replaced;
-use crate::transform::open_transaction::OpenTransaction;
+use crate::transform::running_transaction::RunningTransaction;
 
 /// The timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ pub(super) struct TransformSource {
     client: BaseConsumer<TransformAssignment>,
     topics: Vec<String>,
     /// The partition of the last record, which most records share with the one before.
-    last: Option<Arc<AssignedPartition>>,
+    last: Option<Arc<PartitionAssignment>>,
     /// The number of changes of the assignment that were seen.
     changes: u64,
     /// When the topic ids were last checked.
@@ -44,7 +44,7 @@ impl TransformSource {
     ///
     /// # Errors
     /// The client cannot be created, or the cluster does not report its id.
-    pub(super) fn open(config: &TransformConfig, open: Arc<OpenTransaction>) -> Result<Self, Error> {
+    pub(super) fn open(config: &TransformConfig, open: Arc<RunningTransaction>) -> Result<Self, Error> {
         let failed = |error| classify(OPERATION, error);
         let ConsumerClientConfig { client, from_end } = config.consumer()?;
         let client: BaseConsumer<_> =
@@ -167,7 +167,7 @@ impl TransformSource {
     /// The group's offsets cannot be read within `timeout`, or the client refuses to seek.
     pub(super) fn rewind(&mut self, records: &[BatchRecord], timeout: Duration) -> Result<(), Error> {
         let failed = |error| classify("rewind after a transaction", error);
-        let mut firsts: Vec<(Arc<AssignedPartition>, i64)> = Vec::new();
+        let mut firsts: Vec<(Arc<PartitionAssignment>, i64)> = Vec::new();
         for own in records.iter().filter(|own| own.from.is_current()) {
             if !firsts.iter().rev().any(|(from, _)| Arc::ptr_eq(from, &own.from)) {
                 firsts.push((Arc::clone(&own.from), own.offset));
@@ -212,7 +212,7 @@ impl TransformSource {
 /// The log was replaced: a later record was consumed before.
 fn to_batch_record(
     assignment: &TransformAssignment,
-    last: &mut Option<Arc<AssignedPartition>>,
+    last: &mut Option<Arc<PartitionAssignment>>,
     record: &BorrowedMessage<'_>,
 ) -> Result<Option<BatchRecord>, Error> {
     let (topic, partition, offset) = (record.topic(), record.partition(), record.offset());

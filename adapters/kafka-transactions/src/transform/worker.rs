@@ -9,7 +9,7 @@
 //! ```
 //!
 //! If the first one does not commit, its partitions are rewound, and what the second one has of them is dropped: each record refers
-//! to its partition as it was assigned ([`AssignedPartition`](super::assignment::AssignedPartition)), which a rewind ends like a
+//! to its partition as it was assigned ([`PartitionAssignment`](super::assignment::PartitionAssignment)), which a rewind ends like a
 //! revocation.
 
 use std::sync::Arc;
@@ -27,8 +27,8 @@ use crate::transform::batch::{BatchRecord, TransformedBatch, dead_letter, transf
 use crate::transform::config::TransformConfig;
 use crate::transform::function::Transform;
 use crate::transform::offsets::offsets_after;
-use crate::transform::open_transaction::OpenTransaction;
 use crate::transform::producing_thread::{EndedBatch, ProducingThread, SubmittedBatch};
+use crate::transform::running_transaction::RunningTransaction;
 use crate::transform::source::TransformSource;
 use crate::transform::summary::TransformSummary;
 use crate::transform::transactions::TransactionOutcome;
@@ -83,7 +83,7 @@ impl<T: Transform> TransformWorker<T> {
         stop: Arc<AtomicBool>,
     ) -> Result<Self, Error> {
         let (config, transform) = (Arc::new(config), Arc::new(transform));
-        let open = Arc::new(OpenTransaction::default());
+        let open = Arc::new(RunningTransaction::default());
         let producing = ProducingThread::start(&config, Arc::clone(&open))?;
         let source = TransformSource::open(&config, open)?;
         Ok(Self {
@@ -136,7 +136,7 @@ impl<T: Transform> TransformWorker<T> {
         self.next_records >= self.config.batch_records || self.next_bytes >= self.config.batch_bytes
     }
 
-    /// Consumes records for the next batch, until it is due or there are enough of them. Empty if there are none.
+    /// Consumes records for the next batch, until it is due or has enough of them. Empty if nothing came.
     fn collect(&mut self) -> Result<Vec<BatchRecord>, Error> {
         let mut records = std::mem::take(&mut self.ahead);
         let mut now = Instant::now();
@@ -352,11 +352,11 @@ struct RunningPart {
 /// How waiting for an answer went.
 enum Waited<A> {
     Answered(A),
-    /// There is none yet.
+    /// Not answered yet.
     InVain,
     /// The worker stops: it is not awaited any more.
     Stopped,
-    /// There will be none.
+    /// It will not be answered.
     Panicked,
 }
 

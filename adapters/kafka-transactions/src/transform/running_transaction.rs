@@ -1,16 +1,16 @@
-//! Whether a transaction is open: [`OpenTransaction`].
+//! The state of the running transaction, for those who wait for its end: [`RunningTransaction`].
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Whether a transaction is open. Partitions are given up between transactions only: the group's offsets are then final, also for
 /// this process, which may be assigned them again at once.
 #[derive(Debug, Default)]
-pub(super) struct OpenTransaction {
+pub(super) struct RunningTransaction {
     is_open: Mutex<bool>,
     closed: Condvar,
 }
 
-impl OpenTransaction {
+impl RunningTransaction {
     fn lock(&self) -> MutexGuard<'_, bool> {
         self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn partitions_are_given_up_when_the_transaction_is_closed() {
-        let own = Arc::new(OpenTransaction::default());
+        let own = Arc::new(RunningTransaction::default());
         own.wait_closed();
         own.open();
         let (order, noted) = mpsc::channel();
