@@ -215,13 +215,7 @@ impl<T: Transform> TransformWorker<T> {
             match receive(self, limit)? {
                 Waited::Answered(answer) => break Some(answer),
                 Waited::Stopped => break None,
-                Waited::Panicked => {
-                    return Err(Error::new(
-                        ErrorKind::Internal,
-                        OPERATION,
-                        "a task or thread of it has ended",
-                    ));
-                }
+                Waited::Panicked => return Err(panicked()),
                 Waited::InVain => limit = Duration::ZERO,
             }
             // Once, and again after each assignment.
@@ -268,8 +262,8 @@ impl<T: Transform> TransformWorker<T> {
         }
         match self.producing.ended(Duration::ZERO) {
             Ok(ended) => self.settle(ended),
-            // A thread that has panicked is found when it is waited for.
-            Err(_) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => Err(panicked()),
         }
     }
 
@@ -341,6 +335,15 @@ impl<T: Transform> TransformWorker<T> {
         produced.outgoing = vec![without_payload(letter)];
         Ok(())
     }
+}
+
+/// Returns the error for a task or a thread that ended without an answer.
+fn panicked() -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        OPERATION,
+        "a task or a thread of it has panicked; nothing more is committed",
+    )
 }
 
 /// A part of a batch while it is transformed.
