@@ -11,6 +11,7 @@
 
 mod dead_letter;
 mod effects;
+mod ready_first;
 mod transform;
 
 pub use effects::{EffectKeys, EffectsConfig, EffectsSummary, KafkaEffects};

@@ -102,12 +102,14 @@ fn read_headers(record: &BorrowedMessage<'_>) -> (Option<PlainHeaders>, Option<K
         headers.iter().map(|own| (own.key.into(), own.value.map(Bytes::copy_from_slice))).collect()
     };
     match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(read) => {
-            let has_null = read.iter().any(|(_, value)| value.is_none());
+        Ok(read) if read.iter().any(|(_, value)| value.is_none()) => {
             let plain =
                 |(name, value): &(Box<str>, Option<Bytes>)| (name.clone(), value.clone().unwrap_or_default());
-            let plain = read.iter().map(plain).collect();
-            (Some(plain), has_null.then_some(KafkaHeaders::Parsed(read)))
+            (Some(read.iter().map(plain).collect()), Some(KafkaHeaders::Parsed(read)))
+        }
+        Ok(read) => {
+            let plain = |(name, value): (Box<str>, Option<Bytes>)| (name, value.unwrap_or_default());
+            (Some(read.into_iter().map(plain).collect()), None)
         }
         Err(_) => (None, Some(KafkaHeaders::Raw(headers.detach()))),
     }

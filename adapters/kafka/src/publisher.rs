@@ -158,7 +158,8 @@ impl KafkaPublisher {
         let producer = self.producer();
         let until = tokio::time::Instant::now() + self.confirm_timeout;
         let headers = record::to_headers(outgoing)?;
-        let mut record = FutureRecord::<[u8], [u8]>::to(&outgoing.destination).headers(headers);
+        let mut record = FutureRecord::<[u8], [u8]>::to(&outgoing.destination);
+        record.headers = headers;
         record.key = outgoing.order_key.as_deref();
         record.payload = record::to_payload(outgoing);
         record.timestamp = record::to_timestamp_ms(outgoing);

@@ -30,16 +30,20 @@ fn to_millis(at: SystemTime) -> Option<i64> {
 }
 
 /// Returns the record's headers: the native ones of a message from Kafka, without those of an earlier dead letter or retry, the
-/// headers of `outgoing`, and its id, unless a header has it.
+/// headers of `outgoing`, and its id, unless a header has it. `None` for a record without headers.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] for a NUL byte in a header's name or in the topic, at which the client would panic.
-pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
+pub fn to_headers(outgoing: &Outgoing) -> Result<Option<OwnedHeaders>, Error> {
     if outgoing.destination.contains('\0') || outgoing.headers.iter().any(|(name, _)| name.contains('\0')) {
         let what = "a header name or the topic contains a NUL byte, which Kafka's client cannot send";
         return Err(Error::new(ErrorKind::Corrupt, "publish to Kafka", what));
     }
     let native = outgoing.native.as_ref().and_then(|native| native.get::<KafkaHeaders>());
+    let Outgoing { headers, id, own_id, timestamp, .. } = outgoing;
+    if native.is_none() && headers.is_empty() && id.is_empty() && own_id.is_empty() && timestamp.is_none() {
+        return Ok(None);
+    }
     let is_ours = |name: &str| name.starts_with(HEADER_PREFIX);
     let mut headers = match native {
         Some(KafkaHeaders::Raw(raw)) => raw.clone(),
@@ -81,7 +85,7 @@ pub fn to_headers(outgoing: &Outgoing) -> Result<OwnedHeaders, Error> {
     {
         add(TIMESTAMP, at.to_string().as_bytes());
     }
-    Ok(headers)
+    Ok(Some(headers))
 }
 
 /// Returns the record's payload; `None` for a tombstone.
@@ -107,7 +111,7 @@ mod tests {
             let mut outgoing = Outgoing { native: Some(Native::new(native)), ..Outgoing::default() };
             outgoing.headers.push(("traceparent".to_owned(), "new".into()));
             outgoing.headers.extend(reason.map(|reason| (HEADER_REASON.to_owned(), reason.into())));
-            let headers = to_headers(&outgoing).unwrap();
+            let headers = to_headers(&outgoing).unwrap().unwrap();
             let found = headers.iter().filter(|header| header.key == "traceparent");
             found.map(|header| header.value.unwrap().to_vec()).collect::<Vec<_>>()
         };

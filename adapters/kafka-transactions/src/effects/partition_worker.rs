@@ -15,6 +15,7 @@ use crate::dead_letter::{create_letter, without_payload};
 use crate::effects::config::EffectsConfig;
 use crate::effects::keys::{KeyDecision, KeyMarker};
 use crate::effects::owned_partitions::OwnedPartitions;
+use crate::ready_first;
 
 /// The delay before a retry while the database is unavailable.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -286,7 +287,7 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
         // All of the user's code runs inside: the call as well as the future.
         let run = async { self.handler.handle(message.clone(), tx).await };
         let limit = self.config.handler_timeout;
-        match tokio::time::timeout(limit, AssertUnwindSafe(run).catch_unwind()).await {
+        match ready_first::timeout(limit, AssertUnwindSafe(run).catch_unwind()).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(_)) => Err(HandlerError::retry("the handler panicked")),
             Err(_) => Err(HandlerError::retry(format!(

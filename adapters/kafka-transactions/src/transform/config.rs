@@ -19,9 +19,11 @@ pub struct TransformConfig {
     /// The transactional id: unique for each process of the group, and the same after a restart, so that an open transaction is
     /// aborted at once. Of two processes with the same id the older one is fenced and ends.
     pub transactional_id: String,
-    /// The most records of one transaction, 1 to 100,000; default 1,000.
+    /// The most records of one transaction, 1 to 100,000; default 1,000. Two such batches are in memory at most: one is committed
+    /// while the next one is transformed.
     pub batch_records: usize,
-    /// The most bytes of their payloads, at least 1; default 16 MiB. A single record may exceed it.
+    /// The most bytes of their payloads, at least 1; default 16 MiB. A single record may exceed it. In memory are at most two
+    /// batches of so many bytes, and what was produced for them.
     pub batch_bytes: usize,
     /// How long a batch waits for more records, up to 10 s; default 100 ms.
     pub linger: Duration,
@@ -109,6 +111,8 @@ impl TransformConfig {
             .set("transactional.id", &self.transactional_id)
             .set("acks", "all")
             .set("enable.idempotence", "true")
+            // Nothing is done at a confirmed record: the commit confirms all of them.
+            .set("delivery.report.only.error", "true")
             .set("allow.auto.create.topics", "false");
         enable_warnings(&mut client);
         // An open transaction of a process that died blocks readers for this long, unless another producer takes over its id.

@@ -22,6 +22,8 @@ use crate::transform::worker::TransformWorker;
 ///  └────────────────────── rewind to the group's committed offset ◀────────────────────────┘
 /// ```
 ///
+/// While a transaction is produced and committed, the next batch is consumed and transformed; it is committed after it.
+///
 /// It needs no store and uses no idempotency keys: a record that a producer has sent twice is two records. Effects of the
 /// transformation outside Kafka may happen again. Records of one key stay in order; a failing record holds up its batch.
 ///
@@ -55,7 +57,7 @@ impl KafkaTransform {
         Ok(Self { config })
     }
 
-    /// Runs until `shutdown` fires, and then finishes the current batch.
+    /// Runs until `shutdown` fires, and then finishes the current batches.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] if another process with the same transactional id has fenced this one: it must not be retried.
@@ -70,16 +72,12 @@ impl KafkaTransform {
     ) -> Result<TransformSummary, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let (answer, ended) = oneshot::channel();
-        let worker = TransformWorker::new(
-            self.config,
-            transform,
-            tokio::runtime::Handle::current(),
-            Arc::clone(&stop),
-        );
+        let (runtime, stopped) = (tokio::runtime::Handle::current(), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name("onceward-transform".into());
         let spawned = thread.spawn(move || {
+            let worker = TransformWorker::open(self.config, transform, runtime, stopped);
             // The run may have been dropped.
-            let _ = answer.send(worker.run());
+            let _ = answer.send(worker.and_then(TransformWorker::run));
         });
         spawned.map_err(|error| {
             Error::new(ErrorKind::Unavailable, "start a transform", "starting a thread failed")

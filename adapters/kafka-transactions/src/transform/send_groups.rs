@@ -28,13 +28,17 @@ pub(super) struct SendGroups {
     /// How often the batch was sent again in other groups.
     splits: u32,
     groups: Vec<SendGroup>,
-    /// The current group of each topic, to which more records may be added.
+    /// The number of each topic's current group, to which more records may be added.
     open: HashMap<String, usize>,
+    /// The number of the group that was added to last, if it is open. Most records go to the same topic as the one before.
+    last: Option<usize>,
 }
 
 #[derive(Debug)]
 struct SendGroup {
     topic: String,
+    /// The most bytes of it, if its topic has rejected a larger one.
+    limit: Option<usize>,
     /// The index in the batch of the record that the first one was produced for.
     first: usize,
     records: usize,
@@ -51,38 +55,48 @@ pub(super) enum Rejection {
 }
 
 impl SendGroups {
+    /// Starts a batch. The limits of topics are kept.
+    pub(super) fn begin_batch(&mut self) {
+        (self.alone_from, self.splits) = (None, 0);
+    }
+
     /// Starts a transaction.
     pub(super) fn begin(&mut self) {
         self.groups.clear();
-        self.open.clear();
-    }
-
-    /// Returns true if earlier records must be confirmed before `outgoing`, produced for the record `index`, is sent.
-    pub(super) fn starts_group(&self, index: usize, outgoing: &Outgoing) -> bool {
-        let Some(open) = self.open.get(&outgoing.destination).map(|number| &self.groups[*number]) else {
-            return false;
-        };
-        let limit = self.limits.get(&outgoing.destination);
-        self.alone_from.is_some_and(|from| index >= from)
-            || limit.is_some_and(|limit| open.bytes + record_size(outgoing) > *limit)
+        self.confirmed();
     }
 
     /// Records that everything sent is confirmed.
     pub(super) fn confirmed(&mut self) {
         self.open.clear();
+        self.last = None;
+    }
+
+    /// Returns the number of the topic's current group.
+    fn current(&self, topic: &str) -> Option<usize> {
+        let is_of_topic = |number: &usize| self.groups[*number].topic == topic;
+        self.last.filter(is_of_topic).or_else(|| self.open.get(topic).copied())
+    }
+
+    /// Returns true if earlier records must be confirmed before `outgoing`, produced for the record `index`, is sent.
+    pub(super) fn starts_group(&self, index: usize, outgoing: &Outgoing) -> bool {
+        let Some(open) = self.current(&outgoing.destination).map(|number| &self.groups[number]) else {
+            return false;
+        };
+        self.alone_from.is_some_and(|from| index >= from)
+            || open.limit.is_some_and(|limit| open.bytes + record_size(outgoing) > limit)
     }
 
     /// Adds `outgoing` to a group. Returns the group's number.
     pub(super) fn add(&mut self, index: usize, outgoing: &Outgoing) -> usize {
         let topic = &outgoing.destination;
-        let number = match self.open.get(topic) {
-            Some(number) => *number,
-            None => {
-                self.groups.push(SendGroup { topic: topic.clone(), first: index, records: 0, bytes: 0 });
-                self.open.insert(topic.clone(), self.groups.len() - 1);
-                self.groups.len() - 1
-            }
-        };
+        let number = self.current(topic).unwrap_or_else(|| {
+            let (topic, limit) = (topic.clone(), self.limits.get(topic).copied());
+            self.open.insert(topic.clone(), self.groups.len());
+            self.groups.push(SendGroup { topic, limit, first: index, records: 0, bytes: 0 });
+            self.groups.len() - 1
+        });
+        self.last = Some(number);
         let group = &mut self.groups[number];
         (group.records, group.bytes) = (group.records + 1, group.bytes + record_size(outgoing));
         number
@@ -115,11 +129,6 @@ impl SendGroups {
             }
         }
         Some(Rejection::Split)
-    }
-
-    /// Ends the batch. The limits of topics are kept.
-    pub(super) fn end_batch(&mut self) {
-        (self.alone_from, self.splits) = (None, 0);
     }
 }
 
@@ -156,6 +165,7 @@ mod tests {
     /// transaction. Returns the rejected records, and the number of transactions until the rest is accepted.
     fn send_all(groups: &mut SendGroups, sizes: &[usize], limit: usize, bad: &[usize]) -> (Vec<usize>, u32) {
         let (mut dead, mut transactions) = (Vec::new(), 0);
+        groups.begin_batch();
         loop {
             transactions += 1;
             assert!(transactions < 1_000, "it does not end");
@@ -180,7 +190,6 @@ mod tests {
             match groups.evaluate(&rejection.into_iter().collect::<Vec<_>>()) {
                 None => {
                     assert!(rejection.is_none(), "it was given up");
-                    groups.end_batch();
                     return (dead, transactions);
                 }
                 Some(Rejection::Record(index, _)) => dead.push(index),

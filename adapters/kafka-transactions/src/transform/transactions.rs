@@ -10,6 +10,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 
+use crate::transform::batch::Produced;
 use crate::transform::rejections::Rejections;
 use crate::transform::send_groups::{Rejection, SendGroups};
 
@@ -18,6 +19,8 @@ const OPERATION: &str = "commit a Kafka transaction";
 const RETRY_DELAY: Duration = Duration::from_millis(5);
 /// The delay before a retry when the client was not ready.
 const NOT_READY_DELAY: Duration = Duration::from_millis(20);
+/// How often it is looked whether all records are confirmed.
+const FLUSH_STEP: Duration = Duration::from_millis(2);
 /// The longest and shortest timeout of one attempt of a call that may be repeated.
 const MAX_ATTEMPT: Duration = Duration::from_secs(5);
 const MIN_ATTEMPT: Duration = Duration::from_millis(100);
@@ -66,36 +69,35 @@ impl TransactionalProducer {
         Ok(Self { producer, commit_timeout, groups: SendGroups::default() })
     }
 
-    /// Sends the records produced for each consumed record, with the offsets, and commits. Blocks.
+    /// Sends what is produced for a batch, with the offsets, and commits. `is_repeated` if the batch was rejected or split. Blocks.
     ///
     /// # Errors
     /// The producer was fenced, or has another fatal error: it must not be retried.
-    pub(super) fn run<'a>(
+    pub(super) fn run(
         &mut self,
-        produced: impl Iterator<Item = &'a [Outgoing]> + Clone,
+        produced: &[Produced],
+        is_repeated: bool,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
     ) -> Result<TransactionOutcome, Error> {
+        if !is_repeated {
+            self.groups.begin_batch();
+        }
         let until = Instant::now() + self.commit_timeout;
         loop {
-            let outcome = match self.attempt(produced.clone(), offsets, group, until)? {
+            match self.attempt(produced, offsets, group, until)? {
                 TransactionAttempt::NotReady if Instant::now() < until => {
                     std::thread::sleep(NOT_READY_DELAY);
-                    continue;
                 }
-                TransactionAttempt::NotReady => TransactionOutcome::Aborted,
-                TransactionAttempt::Ended(outcome) => outcome,
-            };
-            if let TransactionOutcome::Committed | TransactionOutcome::Aborted = outcome {
-                self.groups.end_batch();
+                TransactionAttempt::NotReady => return Ok(TransactionOutcome::Aborted),
+                TransactionAttempt::Ended(outcome) => return Ok(outcome),
             }
-            return Ok(outcome);
         }
     }
 
-    fn attempt<'a>(
+    fn attempt(
         &mut self,
-        produced: impl Iterator<Item = &'a [Outgoing]>,
+        produced: &[Produced],
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
         until: Instant,
@@ -105,8 +107,8 @@ impl TransactionalProducer {
         if let Err(error) = self.producer.begin_transaction() {
             return self.failed(error);
         }
-        for (index, outgoing) in produced.enumerate() {
-            for outgoing in outgoing {
+        for (index, own) in produced.iter().enumerate() {
+            for outgoing in &own.outgoing {
                 match self.send(index, outgoing, until) {
                     Ok(()) => {}
                     Err(SendFailure::Rejected(error)) => {
@@ -124,6 +126,9 @@ impl TransactionalProducer {
         {
             return self.failed(error);
         }
+        if let Err(error) = self.wait_confirmed(until) {
+            return self.failed(error);
+        }
         match repeat(until, |limit| self.producer.commit_transaction(limit)) {
             Ok(()) => Ok(TransactionAttempt::Ended(TransactionOutcome::Committed)),
             // The commit continues in the client, and cannot be revoked.
@@ -138,13 +143,12 @@ impl TransactionalProducer {
     fn send(&mut self, index: usize, outgoing: &Outgoing, until: Instant) -> Result<(), SendFailure> {
         let headers = to_headers(outgoing).map_err(SendFailure::Rejected)?;
         if self.groups.starts_group(index, outgoing) {
-            let left = until.saturating_duration_since(Instant::now());
-            self.producer.flush(left.max(MIN_ATTEMPT)).map_err(SendFailure::Client)?;
+            self.wait_confirmed(until).map_err(SendFailure::Client)?;
             self.groups.confirmed();
         }
         let group = self.groups.add(index, outgoing);
         let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&outgoing.destination, group);
-        record = record.headers(headers);
+        record.headers = headers;
         record.key = outgoing.order_key.as_deref();
         record.payload = to_payload(outgoing);
         record.timestamp = to_timestamp_ms(outgoing);
@@ -163,6 +167,18 @@ impl TransactionalProducer {
                     )));
                 }
                 Err((error, _)) => return Err(SendFailure::Client(error)),
+            }
+        }
+    }
+
+    /// Waits until all records that were sent are confirmed or have failed. In one longer flush, as in a commit, the client would look
+    /// again after 100 ms.
+    fn wait_confirmed(&self, until: Instant) -> KafkaResult<()> {
+        let until = until.max(Instant::now() + MIN_ATTEMPT);
+        loop {
+            match self.producer.flush(FLUSH_STEP) {
+                Err(KafkaError::Flush(Code::OperationTimedOut)) if Instant::now() < until => {}
+                ended => return ended,
             }
         }
     }
@@ -229,9 +245,10 @@ fn is_record_error(code: Code) -> bool {
     )
 }
 
-/// After a rejection the client obtains a new producer epoch, and rejects calls until it has it.
+/// After a rejection the broker misses the rejected records' sequence numbers, and rejects what comes next. The client then obtains a
+/// new producer epoch, and rejects calls until it has it.
 fn is_not_ready(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(Code::State)
+    matches!(error.rdkafka_error_code(), Some(Code::State | Code::OutOfOrderSequenceNumber))
 }
 
 fn is_retriable(error: &KafkaError) -> bool {

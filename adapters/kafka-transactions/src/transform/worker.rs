@@ -1,43 +1,48 @@
-//! The thread of a transform: consumes batches, transforms and commits them.
+//! The thread of a transform: consumes batches, transforms them, and hands them over to the thread that commits them.
+//!
+//! There are two batches at most. While the first one is produced and committed, the second one is consumed and transformed, part by
+//! part; it is submitted when the first one is settled, and grows until then. While a part is transformed the next one is consumed:
+//!
+//! ```text
+//! this thread    collect ─▶ start part ─▶ collect ─▶ finish part ─▶ … ─▶ submit 1 ─▶ collect ─▶ … ─▶ settle 1 ─▶ submit 2 …
+//! the other one                                                          └▶ produce 1 ─▶ commit 1 ───┘            └▶ …
+//! ```
+//!
+//! If the first one does not commit, its partitions are rewound, and what the second one has of them is dropped: each record refers
+//! to its partition as it was assigned ([`PartitionAssignment`](super::assignment::PartitionAssignment)), which a rewind ends like a
+//! revocation.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use onceward::store::Reason;
 use onceward::{Error, ErrorKind};
-use onceward_kafka::internal::{
-    AuthFailures, ConsumerClientConfig, classify, is_authentication, try_describe_topics,
-};
-use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
-use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use crate::dead_letter::without_payload;
-use crate::transform::assignment::TransformAssignment;
-use crate::transform::batch::{BatchRecord, Produced, dead_letter, transform_batch};
+use crate::transform::batch::{BatchRecord, TransformedBatch, dead_letter, transform_records};
 use crate::transform::config::TransformConfig;
 use crate::transform::function::Transform;
-use crate::transform::offsets::{log_replaced, offsets_after};
-use crate::transform::source::{SourceClient, drop_revoked, is_assigned, set_paused, to_batch_record};
+use crate::transform::offsets::offsets_after;
+use crate::transform::producing_thread::{EndedBatch, ProducingThread, SubmittedBatch};
+use crate::transform::running_transaction::RunningTransaction;
+use crate::transform::source::TransformSource;
 use crate::transform::summary::TransformSummary;
-use crate::transform::transactions::{TransactionOutcome, TransactionalProducer};
+use crate::transform::transactions::TransactionOutcome;
 
 /// The timeout of a poll for the first record of a batch.
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
-/// After this time a running transformation is waited for by polling the client, which keeps the membership.
+/// The same for a batch that is due, when the one before is committed.
+const DUE_POLL_TIMEOUT: Duration = Duration::from_millis(5);
+/// The most records that are transformed at once.
+const MAX_PART: usize = 5000;
+/// After this time a transformation or a commit is waited for by polling the client, which keeps the membership.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
-/// The timeout of one request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The delay before the first retry of an aborted batch. It grows to fifty times as long.
-const RETRY_DELAY: Duration = Duration::from_millis(100);
-
-/// The interval between checks of topic ids, and their timeout.
-const CHECK_INTERVAL: Duration = Duration::from_secs(2);
-const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The delay before resuming the partitions is tried again.
+const RESUME_DELAY: Duration = Duration::from_millis(100);
 
 const OPERATION: &str = "run a transform";
 
@@ -46,62 +51,79 @@ pub(super) struct TransformWorker<T> {
     transform: Arc<T>,
     runtime: Handle,
     stop: Arc<AtomicBool>,
-    /// Records consumed while a batch was being transformed.
-    ahead: VecDeque<BatchRecord>,
-    /// The next offset of each assigned partition, by epoch and partition.
-    next: HashMap<(u64, i32), i64>,
-    /// When the topic ids were last checked.
-    checked: Instant,
-    /// The number of consecutive aborted transactions.
-    failures: u32,
-    auth_failures: AuthFailures,
+    /// Joined before the source is closed.
+    producing: ProducingThread,
+    /// A batch is submitted, and its outcome is not settled.
+    is_submitted: bool,
+    source: TransformSource,
+    /// Records consumed while a transformation or a commit was waited for.
+    ahead: Vec<BatchRecord>,
+    /// The batch that is collected.
+    next: TransformedBatch,
+    /// What was consumed for it last, while it is transformed.
+    part: Option<RunningPart>,
+    /// The number and bytes of its records, and when it is to be submitted.
+    next_records: usize,
+    next_bytes: usize,
+    due: Option<Instant>,
+    /// The batch that was committed last, which takes time to free: the next one is submitted before.
+    spent: Option<TransformedBatch>,
     summary: TransformSummary,
 }
 
 impl<T: Transform> TransformWorker<T> {
-    pub(super) fn new(config: TransformConfig, transform: T, runtime: Handle, stop: Arc<AtomicBool>) -> Self {
+    /// Connects. Blocks up to a minute.
+    ///
+    /// # Errors
+    /// The clients cannot be created, or the cluster does not answer.
+    pub(super) fn open(
+        config: TransformConfig,
+        transform: T,
+        runtime: Handle,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
         let (config, transform) = (Arc::new(config), Arc::new(transform));
-        Self {
+        let open = Arc::new(RunningTransaction::default());
+        let producing = ProducingThread::start(&config, Arc::clone(&open))?;
+        let source = TransformSource::open(&config, open)?;
+        Ok(Self {
             config,
             transform,
             runtime,
             stop,
-            ahead: VecDeque::new(),
-            next: HashMap::new(),
-            checked: Instant::now(),
-            failures: 0,
-            auth_failures: AuthFailures::default(),
+            producing,
+            is_submitted: false,
+            source,
+            ahead: Vec::new(),
+            next: TransformedBatch::default(),
+            part: None,
+            next_records: 0,
+            next_bytes: 0,
+            due: None,
+            spent: None,
             summary: TransformSummary::default(),
-        }
+        })
     }
 
     pub(super) fn run(mut self) -> Result<TransformSummary, Error> {
-        let failed = |error| classify(OPERATION, error);
-        let mut producer = self.open()?;
-        let ConsumerClientConfig { client, from_end } = self.config.consumer()?;
-        let source: SourceClient =
-            client.create_with_context(TransformAssignment::new(from_end)).map_err(failed)?;
-        let cluster = source.client().fetch_cluster_id(REQUEST_TIMEOUT).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unavailable,
-                OPERATION,
-                "the cluster does not report its id, which positions require",
-            )
-        })?;
-        let names: Vec<_> = self.config.source.topics.names.iter().map(String::as_str).collect();
-        source.subscribe(&names).map_err(failed)?;
         while !self.is_stopped() {
-            let mut batch = self.consume_batch(&source, &cluster)?;
-            if batch.is_empty() {
-                continue;
-            }
-            let Some(mut produced) = self.transform(&source, &cluster, &batch)? else {
-                // The worker stops: uncommitted records are redelivered.
+            let records = self.collect()?;
+            if !self.finish_part()? {
                 break;
-            };
-            drop_revoked(&source, &mut batch, &mut produced);
-            producer = self.commit(&source, producer, &batch, produced)?;
+            }
+            self.start_part(records);
+            let is_due = self.due.is_some_and(|at| Instant::now() >= at);
+            if self.is_full() || is_due && !self.is_submitted {
+                if !self.finish_part()? {
+                    break;
+                }
+                self.submit_next()?;
+            }
         }
+        if self.finish_part()? {
+            self.submit_next()?;
+        }
+        self.settle_submitted()?;
         Ok(self.summary)
     }
 
@@ -109,261 +131,243 @@ impl<T: Transform> TransformWorker<T> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn open(&self) -> Result<TransactionalProducer, Error> {
-        TransactionalProducer::open(&self.config.producer(), self.config.commit_timeout)
+    /// Returns true if the next batch has no room left.
+    fn is_full(&self) -> bool {
+        self.next_records >= self.config.batch_records || self.next_bytes >= self.config.batch_bytes
     }
 
-    /// Consumes the next batch; empty if there were no records.
-    fn consume_batch(&mut self, source: &SourceClient, cluster: &str) -> Result<Vec<BatchRecord>, Error> {
-        let mut batch: Vec<BatchRecord> = self.ahead.drain(..).collect();
-        let mut bytes: usize = batch.iter().map(|own| own.message.size()).sum();
-        let mut deadline = (!batch.is_empty()).then(|| Instant::now() + self.config.linger);
-        while batch.len() < self.config.batch_records && bytes < self.config.batch_bytes {
-            let wait = deadline
-                .map_or(POLL_TIMEOUT, |at| at.saturating_duration_since(Instant::now()).min(POLL_TIMEOUT));
-            match self.poll(source, cluster, wait)? {
-                Some(own) => {
-                    bytes += own.message.size();
-                    batch.push(own);
-                    deadline.get_or_insert_with(|| Instant::now() + self.config.linger);
-                }
-                None if deadline.is_none() => break,
-                None => {}
+    /// Consumes records for the next batch, until it is due or has enough of them. Empty if nothing came.
+    fn collect(&mut self) -> Result<Vec<BatchRecord>, Error> {
+        let mut records = std::mem::take(&mut self.ahead);
+        let mut now = Instant::now();
+        if !records.is_empty() {
+            self.next_records += records.len();
+            self.next_bytes += records.iter().map(|own| own.message.size()).sum::<usize>();
+            self.due.get_or_insert(now + self.config.linger);
+        }
+        while records.len() < MAX_PART && !self.is_full() {
+            let left =
+                self.due.map_or(POLL_TIMEOUT, |at| at.saturating_duration_since(now).min(POLL_TIMEOUT));
+            let wait = if left.is_zero() { DUE_POLL_TIMEOUT } else { left };
+            let polled = self.source.poll(now, wait)?;
+            self.settle_ended()?;
+            now = Instant::now();
+            let is_idle = polled.is_none();
+            if let Some(own) = polled {
+                self.next_records += 1;
+                self.next_bytes += own.message.size();
+                records.push(own);
+                self.due.get_or_insert_with(|| now + self.config.linger);
             }
-            if deadline.is_some_and(|at| Instant::now() >= at) || self.is_stopped() {
+            // A batch that is due grows while the one before is committed.
+            let is_done = match self.due {
+                None => is_idle,
+                Some(at) => now >= at && (is_idle || !self.is_submitted),
+            };
+            if is_done || self.is_stopped() {
                 break;
             }
         }
-        batch.retain(|own| is_assigned(source, own));
-        Ok(batch)
+        records.retain(|own| own.from.is_current());
+        Ok(records)
     }
 
-    fn poll(
-        &mut self,
-        source: &SourceClient,
-        cluster: &str,
-        wait: Duration,
-    ) -> Result<Option<BatchRecord>, Error> {
-        let polled = source.poll(wait);
-        if let Some(error) = source.context().take_error() {
-            return Err(error);
+    /// Starts to transform a part of the next batch, after the part before is finished.
+    fn start_part(&mut self, records: Vec<BatchRecord>) {
+        if records.is_empty() {
+            return;
         }
-        self.check_topics(source)?;
-        match polled {
-            Some(Ok(record)) => {
-                let Some(own) = to_batch_record(source, cluster, &record) else { return Ok(None) };
-                let next = self.next.entry((own.epoch, own.partition)).or_insert(own.offset);
-                if own.offset < *next {
-                    return Err(log_replaced(&own.topic, Some(own.partition)));
-                }
-                *next = own.offset + 1;
-                Ok(Some(own))
-            }
-            Some(Err(error)) => {
-                let operation =
-                    || format!("receive from topic {}", self.config.source.topics.names.join(", "));
-                if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
-                    return Err(classify(operation(), error));
-                }
-                let is_authentication = is_authentication(&error);
-                let error = classify(operation(), error);
-                match error.kind() {
-                    ErrorKind::Denied if is_authentication && !self.auth_failures.record(Instant::now()) => {
-                        tracing::warn!(%error, "authentication failed; retrying");
-                        Ok(None)
-                    }
-                    ErrorKind::Denied | ErrorKind::Config => Err(error),
-                    _ => {
-                        tracing::warn!(%error, "client error; the client continues");
-                        Ok(None)
-                    }
-                }
-            }
-            None => Ok(None),
-        }
-    }
-
-    /// Checks the ids of the topics, if that is due.
-    ///
-    /// # Errors
-    /// A topic was recreated: offsets of the old log must not be committed for the new one.
-    fn check_topics(&mut self, source: &SourceClient) -> Result<(), Error> {
-        if self.checked.elapsed() < CHECK_INTERVAL {
-            return Ok(());
-        }
-        self.checked = Instant::now();
-        let before = source.context().topic_ids();
-        let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        // Without an answer the next check asks again.
-        let Ok(now) = try_describe_topics(source.client(), &names, CHECK_TIMEOUT) else { return Ok(()) };
-        for ((name, before), now) in before.iter().zip(now) {
-            if now.ok().and_then(|now| now.id).is_some_and(|now| now != *before) {
-                return Err(log_replaced(name, None));
-            }
-        }
-        Ok(())
-    }
-
-    /// Transforms a batch, and polls the client meanwhile if that takes long. Returns `None` if the worker stops.
-    fn transform(
-        &mut self,
-        source: &SourceClient,
-        cluster: &str,
-        batch: &[BatchRecord],
-    ) -> Result<Option<Vec<Produced>>, Error> {
         let (answer, answered) = mpsc::channel();
-        let (config, transform, batch) =
-            (Arc::clone(&self.config), Arc::clone(&self.transform), batch.to_vec());
+        let (config, transform) = (Arc::clone(&self.config), Arc::clone(&self.transform));
         let running = self.runtime.spawn(async move {
+            let produced = transform_records(&config, &*transform, &records).await;
             // The worker may have stopped.
-            let _ = answer.send(transform_batch(&config, &*transform, &batch).await);
+            let _ = answer.send(produced.map(|produced| TransformedBatch { records, produced }));
         });
-        let panicked = || Error::new(ErrorKind::Internal, OPERATION, "the transforming task has ended");
-        match answered.recv_timeout(IDLE_WAIT) {
-            Ok(produced) => return produced.map(Some),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(panicked()),
-        }
-        let mut paused_at = None;
-        let produced = loop {
-            match answered.try_recv() {
-                Ok(produced) => break produced?,
-                Err(mpsc::TryRecvError::Empty) => {}
-                Err(mpsc::TryRecvError::Disconnected) => return Err(panicked()),
+        self.part = Some(RunningPart { answered, task: running.abort_handle() });
+    }
+
+    /// Waits until the running part, if any, is transformed. Returns false if the worker stops: the part is dropped, and nothing that was
+    /// consumed later may be committed.
+    fn finish_part(&mut self) -> Result<bool, Error> {
+        let Some(part) = self.part.take() else { return Ok(true) };
+        let receive = |own: &mut Self, limit| {
+            // Its records may have to be submitted again before this part can be.
+            own.settle_ended()?;
+            if own.is_stopped() && limit == Duration::ZERO {
+                part.task.abort();
+                return Ok(Waited::Stopped);
             }
-            if self.is_stopped() {
-                running.abort();
-                return Ok(None);
+            Ok(part.answered.recv_timeout(limit).map_or_else(Waited::from, Waited::Answered))
+        };
+        let Some(transformed) = self.wait(receive)? else { return Ok(false) };
+        self.next.append(transformed?);
+        Ok(true)
+    }
+
+    /// Waits for an answer, and polls the client meanwhile if that takes long.
+    fn wait<A>(
+        &mut self,
+        receive: impl Fn(&mut Self, Duration) -> Result<Waited<A>, Error>,
+    ) -> Result<Option<A>, Error> {
+        let (mut limit, mut paused_at) = (IDLE_WAIT, None);
+        let answer = loop {
+            match receive(self, limit)? {
+                Waited::Answered(answer) => break Some(answer),
+                Waited::Stopped => break None,
+                Waited::Panicked => return Err(panicked()),
+                Waited::InVain => limit = Duration::ZERO,
             }
             // Once, and again after each assignment.
-            let epoch = source.context().last_epoch();
-            if paused_at != Some(epoch) && set_paused(source, true) {
-                paused_at = Some(epoch);
+            let changes = self.source.changes();
+            if paused_at != Some(changes) && self.source.set_paused(true) {
+                paused_at = Some(changes);
             }
-            if let Some(own) = self.poll(source, cluster, POLL_TIMEOUT)? {
-                self.ahead.push_back(own);
+            if let Some(own) = self.source.poll(Instant::now(), POLL_TIMEOUT)? {
+                self.ahead.push(own);
             }
         };
-        while !set_paused(source, false) {
-            std::thread::sleep(RETRY_DELAY);
+        while paused_at.is_some() && answer.is_some() && !self.source.set_paused(false) {
+            std::thread::sleep(RESUME_DELAY);
         }
-        Ok(Some(produced))
+        Ok(answer)
     }
 
-    /// Commits a batch, with retries. The outcome of an unanswered commit is read from the group's offsets.
-    fn commit(
-        &mut self,
-        source: &SourceClient,
-        mut producer: TransactionalProducer,
-        batch: &[BatchRecord],
-        mut produced: Vec<Produced>,
-    ) -> Result<TransactionalProducer, Error> {
-        while !batch.is_empty() {
-            let offsets = offsets_after(source, batch)?;
-            let group = source.group_metadata().ok_or_else(|| {
-                Error::new(ErrorKind::Internal, OPERATION, "the client has no group; open another one")
-            })?;
-            let outgoing = produced.iter().map(|own| &own.outgoing[..]);
-            match producer.run(outgoing, &offsets, &group)? {
-                TransactionOutcome::Committed => {
-                    self.failures = 0;
-                    self.count(&produced);
-                    break;
-                }
-                TransactionOutcome::Rejected(index, error) => {
-                    self.summary.aborted += 1;
-                    let message = &batch[index].message;
-                    if produced[index].is_dead {
-                        // A letter without payload fits; if the topic still rejects it, its configuration is wrong.
-                        let letter = &produced[index].outgoing[0];
-                        if error.kind() != ErrorKind::TooLarge || letter.payload.is_empty() {
-                            return Err(error);
-                        }
-                        tracing::error!(
-                            %error, delivery = ?message, bytes = letter.payload.len(),
-                            "dead letter exceeds its topic's limit; sending it without payload. Its record stays in the source \
-                             topic until retention deletes it"
-                        );
-                        produced[index].outgoing = vec![without_payload(letter)];
-                        continue;
-                    }
-                    produced[index] =
-                        dead_letter(&self.config, message, Reason::Permanent, &error.to_string(), 1)?;
-                }
-                TransactionOutcome::Split => self.summary.aborted += 1,
-                TransactionOutcome::Aborted => {
-                    self.summary.aborted += 1;
-                    self.failures = self.failures.saturating_add(1);
-                    std::thread::sleep(RETRY_DELAY * self.failures.min(50));
-                    self.rewind(source, batch)?;
-                    break;
-                }
-                TransactionOutcome::Unknown => {
-                    self.summary.unknown += 1;
-                    drop(producer);
-                    producer = self.open()?;
-                    self.rewind(source, batch)?;
-                    break;
-                }
-            }
-        }
-        Ok(producer)
+    /// Submits the next batch, after the one before is settled: what was consumed later is committed later.
+    fn submit_next(&mut self) -> Result<(), Error> {
+        self.settle_submitted()?;
+        let batch = std::mem::take(&mut self.next);
+        (self.next_records, self.next_bytes, self.due) = (0, 0, None);
+        self.submit(batch, false)?;
+        self.spent = None;
+        Ok(())
     }
 
-    /// Seeks the group's committed offset in each partition of the batch that is still assigned.
-    fn rewind(&mut self, source: &SourceClient, batch: &[BatchRecord]) -> Result<(), Error> {
-        let failed = |error| classify("rewind after a transaction", error);
-        let mut firsts = BTreeMap::new();
-        for own in batch.iter().filter(|own| is_assigned(source, own)) {
-            firsts.entry((Arc::clone(&own.topic), own.partition)).or_insert(own.offset);
-        }
-        if firsts.is_empty() {
+    /// Submits a batch to the other thread, unless there is nothing left of it.
+    fn submit(&mut self, mut batch: TransformedBatch, is_repeated: bool) -> Result<(), Error> {
+        batch.drop_outdated();
+        if batch.records.is_empty() {
             return Ok(());
         }
-        self.ahead.retain(|own| !firsts.contains_key(&(Arc::clone(&own.topic), own.partition)));
-        let mut list = TopicPartitionList::new();
-        for (topic, partition) in firsts.keys() {
-            list.add_partition(topic, *partition);
+        let (offsets, group) = (offsets_after(&batch.records)?, self.source.group()?);
+        self.producing.submit(SubmittedBatch { batch, is_repeated, offsets, group })?;
+        self.is_submitted = true;
+        Ok(())
+    }
+
+    /// Settles the outcome of the submitted batch, if there is one already.
+    fn settle_ended(&mut self) -> Result<(), Error> {
+        if !self.is_submitted {
+            return Ok(());
         }
-        let until = Instant::now() + self.config.commit_timeout;
-        let committed = loop {
-            match source.committed_offsets(list.clone(), REQUEST_TIMEOUT) {
-                Ok(committed) => break committed,
-                Err(error) if Instant::now() >= until => return Err(failed(error)),
-                Err(error) => tracing::warn!(%error, "reading the group's offsets failed; retrying"),
-            }
-        };
-        for ((topic, partition), first) in firsts {
-            let found = committed.find_partition(&topic, partition).map(|own| own.offset());
-            let next = match found {
-                Some(Offset::Offset(offset)) => offset,
-                // The group has no offset: the batch starts where the group starts.
-                _ => first,
+        match self.producing.ended(Duration::ZERO) {
+            Ok(ended) => self.settle(ended),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => Err(panicked()),
+        }
+    }
+
+    /// Waits until no batch is submitted.
+    fn settle_submitted(&mut self) -> Result<(), Error> {
+        while self.is_submitted {
+            let receive = |own: &mut Self, limit| {
+                Ok(own.producing.ended(limit).map_or_else(Waited::from, Waited::Answered))
             };
-            match source.seek(&topic, partition, Offset::Offset(next), REQUEST_TIMEOUT) {
-                Ok(()) => {
-                    // The records from there are consumed again.
-                    let epoch = source.context().epoch(&topic, partition);
-                    self.next.retain(|(own, _), _| Some(*own) != epoch);
-                }
-                // Just revoked: the next owner starts there.
-                Err(_) if source.context().epoch(&topic, partition).is_none() => {}
-                Err(error) => return Err(failed(error)),
+            if let Some(ended) = self.wait(receive)? {
+                self.settle(ended)?;
             }
         }
         Ok(())
     }
 
-    fn count(&mut self, produced: &[Produced]) {
+    fn settle(&mut self, ended: EndedBatch) -> Result<(), Error> {
+        self.is_submitted = false;
+        let EndedBatch { mut batch, outcome } = ended;
         let summary = &mut self.summary;
-        summary.transactions += 1;
-        summary.records += produced.len() as u64;
-        for own in produced {
-            let count = if own.is_dead { &mut summary.dead_lettered } else { &mut summary.produced };
-            *count += own.outgoing.len() as u64;
+        match outcome? {
+            TransactionOutcome::Committed => {
+                summary.count(&batch);
+                self.spent = Some(batch);
+                Ok(())
+            }
+            TransactionOutcome::Rejected(index, error) => {
+                summary.aborted += 1;
+                self.replace_rejected(&mut batch, index, error)?;
+                self.submit(batch, true)
+            }
+            TransactionOutcome::Split => {
+                summary.aborted += 1;
+                self.submit(batch, true)
+            }
+            TransactionOutcome::Aborted => {
+                summary.aborted += 1;
+                self.source.rewind(&batch.records, self.config.commit_timeout)
+            }
+            TransactionOutcome::Unknown => {
+                summary.unknown += 1;
+                self.source.rewind(&batch.records, self.config.commit_timeout)
+            }
+        }
+    }
+
+    /// Replaces what was produced for a record and rejected: by a dead letter, or by the same one without its payload.
+    fn replace_rejected(
+        &self,
+        batch: &mut TransformedBatch,
+        index: usize,
+        error: Error,
+    ) -> Result<(), Error> {
+        let (message, produced) = (&batch.records[index].message, &mut batch.produced[index]);
+        if !produced.is_dead {
+            *produced = dead_letter(&self.config, message, Reason::Permanent, &error.to_string(), 1)?;
+            return Ok(());
+        }
+        // A letter without payload fits; if the topic still rejects it, its configuration is wrong.
+        let letter = &produced.outgoing[0];
+        if error.kind() != ErrorKind::TooLarge || letter.payload.is_empty() {
+            return Err(error);
+        }
+        tracing::error!(
+            %error, delivery = ?message, bytes = letter.payload.len(),
+            "dead letter exceeds its topic's limit; sending it without payload. Its record stays in the source topic until \
+             retention deletes it"
+        );
+        produced.outgoing = vec![without_payload(letter)];
+        Ok(())
+    }
+}
+
+/// Returns the error for a task or a thread that ended without an answer.
+fn panicked() -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        OPERATION,
+        "a task or a thread of it has panicked; nothing more is committed",
+    )
+}
+
+/// A part of a batch while it is transformed.
+struct RunningPart {
+    answered: Receiver<Result<TransformedBatch, Error>>,
+    task: AbortHandle,
+}
+
+/// How waiting for an answer went.
+enum Waited<A> {
+    Answered(A),
+    /// Not answered yet.
+    InVain,
+    /// The worker stops: it is not awaited any more.
+    Stopped,
+    /// It will not be answered.
+    Panicked,
+}
+
+impl<A> From<RecvTimeoutError> for Waited<A> {
+    fn from(error: RecvTimeoutError) -> Self {
+        match error {
+            RecvTimeoutError::Timeout => Self::InVain,
+            RecvTimeoutError::Disconnected => Self::Panicked,
         }
     }
 }

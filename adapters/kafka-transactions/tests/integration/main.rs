@@ -5,4 +5,6 @@ mod effects;
 #[path = "../../../kafka/tests/support/mod.rs"]
 mod support;
 mod transform;
+mod transform_batches;
+mod transform_stage;
 mod uppercase;

@@ -1,99 +1,16 @@
 //! Transforms on a real broker and on the client's mock: readers of committed records see each result
 //! once, also when commits are rejected or not answered, or another process takes over.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onceward::adapter::Consumer;
 use onceward::{ErrorKind, HandlerError, Message, Outgoing};
-use onceward_kafka::KafkaConfig;
-use onceward_kafka_transactions::{KafkaTransform, TransformConfig, TransformSummary};
-use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Answer};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::support::{LIMIT, Topic, create, create_with, take, text, unique, until};
-
-/// A topic with records, the one for their results, and how often each was transformed.
-struct Stage {
-    input: Topic,
-    output: Topic,
-    runs: Arc<Mutex<BTreeMap<String, u32>>>,
-}
-
-impl Stage {
-    async fn new(partitions: i32) -> Self {
-        let (input, output) = (Topic::new(partitions).await, Topic::new(1).await);
-        Self { input, output, runs: Arc::default() }
-    }
-
-    fn config(&self) -> TransformConfig {
-        let mut config = TransformConfig::new(self.input.config(), &self.input.name);
-        config.linger = Duration::from_millis(20);
-        config
-    }
-
-    /// Copies each record, and notes it.
-    fn start(&self, config: TransformConfig) -> Running {
-        let (to, runs) = (self.output.name.clone(), Arc::clone(&self.runs));
-        self.start_with(config, move |message: Message| {
-            *runs.lock().unwrap().entry(payload(&message)).or_default() += 1;
-            let made = outgoing(&to, &message);
-            async move { Ok(vec![made]) }
-        })
-    }
-
-    fn start_with(
-        &self,
-        config: TransformConfig,
-        transform: impl onceward_kafka_transactions::Transform,
-    ) -> Running {
-        let shutdown = CancellationToken::new();
-        let transforming = KafkaTransform::new(config).unwrap().run(transform, shutdown.clone());
-        Running { shutdown, task: tokio::spawn(transforming) }
-    }
-
-    /// What a reader of what is committed finds, until there are `count`, and no more.
-    async fn results(&self, count: usize) -> Vec<String> {
-        let mut reader = self.output.open().await;
-        let mut results: Vec<_> = take(&mut reader, count).await.iter().map(text).collect();
-        assert_eq!(reader.is_idle().await, Some(true), "there are more than {count}");
-        reader.close().await.unwrap();
-        results.sort();
-        results
-    }
-}
-
-fn payload(message: &Message) -> String {
-    String::from_utf8_lossy(message.payload()).into_owned()
-}
-
-fn outgoing(to: &str, message: &Message) -> Outgoing {
-    Outgoing { destination: to.to_owned(), payload: message.payload().clone(), ..Outgoing::default() }
-}
-
-struct Running {
-    shutdown: CancellationToken,
-    task: JoinHandle<Result<TransformSummary, onceward::Error>>,
-}
-
-impl Running {
-    async fn stop(self) -> TransformSummary {
-        self.shutdown.cancel();
-        tokio::time::timeout(LIMIT, self.task).await.unwrap().unwrap().unwrap()
-    }
-}
-
-fn sorted(partitions: i32, each: usize) -> Vec<String> {
-    let mut all: Vec<_> = (0..partitions)
-        .flat_map(|partition| (0..each).map(move |number| format!("{partition}:{number}")))
-        .collect();
-    all.sort();
-    all
-}
+use crate::transform_stage::{Stage, on_mock, outgoing, payload, sorted, until_all_ran};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_and_offsets_are_committed_together_in_batches() {
@@ -226,45 +143,23 @@ async fn a_long_transformation_keeps_its_partitions_and_runs_once() {
     running.stop().await;
 }
 
-/// A mock with a topic, and a transform on it that copies.
-async fn on_mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, Stage, TransformConfig)
-{
-    let cluster = MockCluster::new(1).unwrap();
-    let [input, output] = ["in", "out"].map(|what| {
-        let name = unique(what);
-        cluster.create_topic(&name, 1, 1).unwrap();
-        Topic::made(cluster.bootstrap_servers(), name, 1)
-    });
-    input.fill(10).await;
-    let source = KafkaConfig::new([&input.bootstrap], [&input.name], &input.group);
-    let mut config = TransformConfig::new(source, &input.name);
-    config.commit_timeout = Duration::from_secs(1);
-    (cluster, Stage { input, output, runs: Arc::default() }, config)
-}
-
-/// The mock keeps no offsets of transactions: the evidence is how often each record ran, and the summary.
-async fn until_all_ran(stage: &Stage, runs: u32) {
-    let all = || stage.runs.lock().unwrap().values().filter(|own| **own >= runs).count() == 10;
-    until(&format!("all ran {runs} times"), all).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_that_are_refused_abort_the_transaction_and_the_batch_runs_again() {
-    let (cluster, stage, config) = on_mock().await;
+    let (cluster, stage, config) = on_mock(10).await;
     cluster.request_errors(Api::TxnOffsetCommit, &[Answer::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]);
     let running = stage.start(config);
-    until_all_ran(&stage, 2).await;
+    until_all_ran(&stage, 10, 2).await;
     let summary = running.stop().await;
     assert_eq!((summary.aborted, summary.unknown, summary.records), (1, 0, 10), "{summary:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_commit_without_an_answer_a_new_producer_goes_on_where_the_group_stands() {
-    let (cluster, stage, config) = on_mock().await;
+    let (cluster, stage, config) = on_mock(10).await;
     // Refused for longer than it is asked.
     cluster.request_errors(Api::EndTxn, &[Answer::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS; 1000]);
     let running = stage.start(config);
-    until_all_ran(&stage, 2).await;
+    until_all_ran(&stage, 10, 2).await;
     cluster.clear_request_errors(Api::EndTxn);
     let summary = running.stop().await;
     assert!(summary.unknown >= 1 && summary.aborted == 0, "{summary:?}");
