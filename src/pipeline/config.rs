@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::limits;
-use super::runner::Runner;
 use crate::error::{Error, ErrorKind};
 use crate::extract::KeySource;
 use crate::key::Fingerprinting;
@@ -330,12 +329,6 @@ impl PipelineConfig {
             ));
         }
         Ok(())
-    }
-
-    /// True if more may be claimed than has a slot.
-    pub(super) fn claims_more<R: Runner>(&self) -> bool {
-        let by_one = R::NEEDS_CLAIM || self.rate_limit.is_some() || self.adaptive_concurrency;
-        self.claims_ahead > 0 && !by_one
     }
 
     /// How many deliveries may wait.

@@ -160,7 +160,7 @@ pub(super) fn share<R: Runner>(
         capabilities: consumer.capabilities(),
         chance: Mutex::new(Chance::new(config.seed)),
         kept_alive: KeptAlive::default(),
-        slots: config.claims_more::<R>().then(|| Slots::new(config.concurrency)),
+        slots: claims_go_ahead::<R>(&config).then(|| Slots::new(config.concurrency)),
         events,
         halt: Halt::new(),
         takeovers: Mutex::new(Takeovers::default()),
@@ -179,6 +179,11 @@ pub(super) fn share<R: Runner>(
         measurer,
     };
     (Arc::new(context), consumer)
+}
+
+fn claims_go_ahead<R: Runner>(config: &PipelineConfig) -> bool {
+    let by_one = R::NEEDS_CLAIM || config.rate_limit.is_some() || config.adaptive_concurrency;
+    config.claims_ahead > 0 && !by_one
 }
 
 /// A task without which the others would wait forever: if it panics, the run ends.
