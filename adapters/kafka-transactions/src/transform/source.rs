@@ -34,6 +34,8 @@ pub(super) struct TransformSource {
     last: Option<Arc<PartitionAssignment>>,
     /// The number of changes of the assignment that were seen.
     changes: u64,
+    /// Partitions that were revoked while they were paused are still paused when they are assigned again.
+    is_resume_due: bool,
     /// When the topic ids were last checked.
     checked: Instant,
     auth_failures: AuthFailures,
@@ -61,7 +63,7 @@ impl TransformSource {
         let names: Vec<_> = topics.iter().map(String::as_str).collect();
         client.subscribe(&names).map_err(failed)?;
         let (checked, auth_failures) = (Instant::now(), AuthFailures::default());
-        Ok(Self { client, topics, last: None, changes: 0, checked, auth_failures })
+        Ok(Self { client, topics, last: None, changes: 0, is_resume_due: false, checked, auth_failures })
     }
 
     /// Polls for a record.
@@ -78,10 +80,13 @@ impl TransformSource {
         };
         let changes = self.client.context().changes();
         if changes != self.changes {
-            self.changes = changes;
+            (self.changes, self.is_resume_due) = (changes, true);
             if let Some(error) = self.client.context().take_error() {
                 return Err(error);
             }
+        }
+        if self.is_resume_due {
+            self.is_resume_due = !self.set_paused(false);
         }
         self.check_topics(now)?;
         polled.or_else(|error| self.client_error(error))
