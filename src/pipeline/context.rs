@@ -15,7 +15,7 @@ use super::halt::Halt;
 use super::kept_alive::KeptAlive;
 use super::key_sources::KeyWarnings;
 use super::measure::{Ends, Measurer};
-use super::slots::Slots;
+use super::slots::RunSlots;
 use super::takeovers::Takeovers;
 use super::work::InFlight;
 use crate::coalesce::Coalescer;
@@ -44,7 +44,7 @@ pub(crate) struct Context<R> {
     pub(crate) completions: Coalescer<CompleteRequest, Completion>,
     pub(crate) kept_alive: KeptAlive,
     /// Where more is claimed than has a slot.
-    pub(crate) slots: Option<Slots>,
+    pub(crate) slots: Option<RunSlots>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// What must not start although its round is under way.
     pub(crate) halt: Halt,

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::measure::RoundTime;
 use super::runner::Runner;
 use super::side_by_side::SideBySide;
-use super::slots::{Slot, Slots};
+use super::slots::{RunSlots, Slot};
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::{Horizon, SharedClaim};
@@ -58,11 +58,11 @@ enum RunSlot<'c> {
     NotNeeded,
     Taken(Slot<'c>),
     /// None was free.
-    Wait(&'c Slots),
+    Wait(&'c RunSlots),
 }
 
 /// Waits for a slot; `None` if the delivery is to stop before.
-async fn wait_for_slot<'c, R>(context: &'c Context<R>, slots: &'c Slots, work: &Work) -> Option<Slot<'c>> {
+async fn wait_for_slot<'c, R>(context: &'c Context<R>, slots: &'c RunSlots, work: &Work) -> Option<Slot<'c>> {
     tokio::select! {
         biased;
         slot = slots.wait() => slot,

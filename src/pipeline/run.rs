@@ -24,7 +24,7 @@ use super::measure::Measurer;
 use super::receipt::SettleQueue;
 use super::runner::Runner;
 use super::settler::flush_all;
-use super::slots::Slots;
+use super::slots::RunSlots;
 use super::summary::Summary;
 use super::takeovers::Takeovers;
 use super::work::Work;
@@ -160,7 +160,7 @@ pub(super) fn share<R: Runner>(
         capabilities: consumer.capabilities(),
         chance: Mutex::new(Chance::new(config.seed)),
         kept_alive: KeptAlive::default(),
-        slots: claims_go_ahead::<R>(&config).then(|| Slots::new(config.concurrency)),
+        slots: claims_go_ahead::<R>(&config).then(|| RunSlots::new(config.concurrency)),
         events,
         halt: Halt::new(),
         takeovers: Mutex::new(Takeovers::default()),

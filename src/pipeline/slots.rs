@@ -1,4 +1,4 @@
-//! The slots in which handlers run, where more is claimed than has a slot: [`Slots`].
+//! The slots in which handlers run, where more is claimed than has a slot: [`RunSlots`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,19 +11,19 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// As many slots as handlers may run at once. Claimed deliveries take them in the order of their claims.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct RunSlots {
     free: Semaphore,
     waited_long: AtomicBool,
 }
 
-/// Slots that a round took together, for its runs to come.
+/// RunSlots that a round took together, for its runs to come.
 #[derive(Debug)]
 pub(crate) struct TakenSlots<'s>(Option<SemaphorePermit<'s>>);
 
 /// A slot; free again when dropped.
 pub(crate) type Slot<'s> = SemaphorePermit<'s>;
 
-impl Slots {
+impl RunSlots {
     pub(crate) fn new(count: usize) -> Self {
         Self { free: Semaphore::new(count), waited_long: AtomicBool::new(false) }
     }
@@ -84,7 +84,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slot_is_free_again_when_it_is_dropped_and_what_is_left_of_those_taken_too() {
-        let slots = Slots::new(3);
+        let slots = RunSlots::new(3);
         let mut taken = slots.take(5);
         let first = taken.next().unwrap();
         assert!(!slots.any_free());
@@ -97,7 +97,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_wait_is_noted_once_and_a_short_one_is_not() {
-        let slots = Slots::new(1);
+        let slots = RunSlots::new(1);
         for (wait, is_long) in [(LONGEST_WAIT, false), (LONGEST_WAIT + Duration::from_millis(1), true)] {
             let held = slots.wait().await.unwrap();
             let (slot, ()) = tokio::join!(slots.wait(), async {
@@ -111,7 +111,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_ends_the_wait() {
-        let slots = Slots::new(1);
+        let slots = RunSlots::new(1);
         let held = slots.wait().await;
         let (slot, ()) = tokio::join!(slots.wait(), async { slots.close() });
         assert!(slot.is_none() && held.is_some());

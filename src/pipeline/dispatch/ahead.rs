@@ -1,8 +1,8 @@
-//! How much is claimed beyond the slots, so that handlers do not wait for claims: [`ClaimsAhead`].
+//! The number of claims beyond the slots, so that handlers do not wait for claims: [`ClaimsAhead`].
 
-use crate::pipeline::slots::Slots;
+use crate::pipeline::slots::RunSlots;
 
-/// Doubles while deliveries wait to be claimed, all slots are taken and handlers are idle all the same: claims hold the slots. Begins
+/// Doubles while deliveries wait to be claimed, all slots are taken and handlers are idle nevertheless: claims hold the slots. Begins
 /// again at zero where a claimed delivery waits long for its slot. So it stays near zero where handlers take longer than claims.
 #[derive(Debug)]
 pub(super) struct ClaimsAhead {
@@ -33,7 +33,7 @@ impl ClaimsAhead {
     }
 
     /// Nothing more can be claimed, although more is there.
-    pub(super) fn lacks(&mut self, slots: &Slots) {
+    pub(super) fn lacks(&mut self, slots: &RunSlots) {
         if self.answered && self.ended && self.count < self.most && slots.any_free() {
             (self.answered, self.ended) = (false, false);
             self.count = (self.count * 2).clamp(1, self.most);
@@ -41,7 +41,7 @@ impl ClaimsAhead {
     }
 
     /// Begins again at zero if a claimed delivery has waited long.
-    pub(super) fn look(&mut self, slots: &Slots) {
+    pub(super) fn look(&mut self, slots: &RunSlots) {
         if slots.waited_long() {
             self.count = 0;
         }

@@ -7,7 +7,7 @@ use super::Dispatcher;
 use super::drained::Drained;
 use crate::pipeline::event::Event;
 use crate::pipeline::runner::Runner;
-use crate::pipeline::slots::Slots;
+use crate::pipeline::slots::RunSlots;
 use crate::pipeline::work::Work;
 use crate::telemetry::Counter;
 
@@ -15,7 +15,7 @@ impl<R: Runner> Dispatcher<R> {
     /// Starts nothing more, waits for what runs, and after the drain deadline cancels it and abandons it.
     pub(super) async fn drain(mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Drained {
         self.gate.set_open(false);
-        self.context.slots.iter().for_each(Slots::close);
+        self.context.slots.iter().for_each(RunSlots::close);
         let deadline = Instant::now() + self.context.config.drain_timeout;
         let mut batch = Vec::with_capacity(64);
         // How many runs the deadline found still going.
