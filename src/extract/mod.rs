@@ -343,7 +343,7 @@ impl Key {
     /// [`once`](crate::Deduplicator::once).
     ///
     /// # Errors
-    /// [`KeyError`] if `value` is empty or longer than [`MAX_KEY_BYTES`].
+    /// [`KeyError`] if `value` is empty or longer than [`MAX_KEY_BYTES`](crate::key::MAX_KEY_BYTES).
     pub fn of(scope: &Scope, value: impl AsRef<[u8]>) -> Result<Self, KeyError> {
         let extractor = KeyExtractor::new(scope, vec![KeySource::Given]);
         extractor.hash_parts(0, &[value.as_ref()])

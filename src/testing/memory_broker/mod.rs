@@ -27,7 +27,8 @@ const COPIES_PER_MESSAGE: u64 = 50;
 /// A broker in memory, for tests and simulations. Clones share it. Consumers of one broker compete.
 ///
 /// It delivers in order of publication. A message that is not acked is redelivered, at its old place in the order: when
-/// it is given back, when the consumer is closed or dropped, or when its connection breaks.
+/// it is given back, when its visibility ends, when the consumer is closed or dropped, or when its connection breaks.
+/// Only one that is given back with a delay, where the broker keeps delays, comes behind those that wait.
 #[derive(Clone)]
 pub struct MemoryBroker(Arc<MemoryBrokerParts>);
 
@@ -195,7 +196,7 @@ impl MemoryBrokerState {
             .collect();
         for tag in due {
             if let Some(unsettled) = self.unsettled.remove(tag) {
-                self.waiting.push_back(unsettled.message);
+                self.requeue(unsettled.message);
             }
         }
     }

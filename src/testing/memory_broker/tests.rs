@@ -1,5 +1,7 @@
 //! Checks what the memory broker redelivers, and at which place in the order.
 
+use std::time::Duration;
+
 use super::*;
 
 fn three() -> MemoryBroker {
@@ -38,6 +40,21 @@ async fn messages_given_back_one_by_one_keep_their_order() {
     broker.settle(&batch[1..]).await;
     let again = consumer.receive().await.unwrap().unwrap();
     assert_eq!(payloads(&again), [b"a", b"b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deliveries_whose_visibility_ends_come_again_where_they_stood() {
+    let visibility = Duration::from_secs(3);
+    let broker = MemoryBroker::new(Habits { batch: 2, visibility: Some(visibility), ..Habits::default() });
+    ["a", "b", "c"].into_iter().for_each(|payload| broker.publish(Message::builder(payload)));
+    let mut consumer = broker.consumer();
+    let taken = consumer.receive().await.unwrap().unwrap();
+    assert_eq!(payloads(&taken), [b"a", b"b"]);
+    tokio::time::advance(visibility).await;
+    let again = consumer.receive().await.unwrap().unwrap();
+    assert_eq!(payloads(&again), [b"a", b"b"], "c does not overtake them");
+    let late = broker.settle(&[(taken[0].tag, Settlement::Ack)]).await;
+    assert_eq!(late[0].as_ref().ok(), Some(&Settled::TooLate));
 }
 
 #[tokio::test(start_paused = true)]
