@@ -16,6 +16,7 @@ pub(crate) struct Halt {
     handler_down: AtomicU64,
     any_leaving: AtomicBool,
     leaving: Mutex<HashSet<u64>>,
+    store_down: AtomicBool,
     /// Wakes deliveries that wait for a slot: they may have to stop.
     changed: Notify,
 }
@@ -26,6 +27,7 @@ impl Halt {
             handler_down: AtomicU64::new(0),
             any_leaving: AtomicBool::new(false),
             leaving: Mutex::new(HashSet::new()),
+            store_down: AtomicBool::new(false),
             changed: Notify::new(),
         }
     }
@@ -44,7 +46,20 @@ impl Halt {
         self.changed.notify_waiters();
     }
 
-    /// Waits until this delivery must not start.
+    /// Nothing that waits for a slot may start while the store is down.
+    pub(super) fn set_store_down(&self, is_down: bool) {
+        self.store_down.store(is_down, Ordering::Release);
+        if is_down {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// True if this delivery, which waits for a slot, must not start.
+    pub(super) fn stops_waiting(&self, work: &InFlight) -> bool {
+        self.store_down.load(Ordering::Acquire) || self.stops(work)
+    }
+
+    /// Waits until this delivery, which waits for a slot, must not start.
     ///
     /// # Cancel safety
     /// A dropped call has no effect.
@@ -53,7 +68,7 @@ impl Halt {
             // It is registered before the look, so that no change is missed.
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.stops(work) {
+            if self.stops_waiting(work) {
                 return;
             }
             changed.await;

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::measure::RoundTime;
 use super::runner::Runner;
 use super::side_by_side::SideBySide;
-use super::slots::{RunSlots, Slot};
+use super::slots::{LONGEST_WAIT, RunSlots, Slot};
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::{Horizon, SharedClaim};
@@ -61,13 +61,26 @@ enum RunSlot<'c> {
     Wait(&'c RunSlots),
 }
 
-/// Waits for a slot; `None` if the delivery is to stop before.
-async fn wait_for_slot<'c, R>(context: &'c Context<R>, slots: &'c RunSlots, work: &Work) -> Option<Slot<'c>> {
-    tokio::select! {
+/// Waits for a slot; `None` if the delivery must not start: it is to stop, a drain has begun, or the store is down, which is asked again
+/// after a long wait.
+pub(super) async fn wait_for_slot<'c, R: Runner>(
+    context: &'c Context<R>,
+    slots: &'c RunSlots,
+    work: &Work,
+    claim: Option<&SharedClaim>,
+) -> Option<Slot<'c>> {
+    let since = Instant::now();
+    let slot = tokio::select! {
         biased;
-        slot = slots.wait() => slot,
-        () = context.halt.stopped(work) => None,
+        slot = slots.wait() => slot?,
+        () = context.halt.stopped(work) => return None,
+    };
+    if since.elapsed() > LONGEST_WAIT
+        && let Some(claim) = claim
+    {
+        renew_first(context, work, claim, FirstRenewal::Only).await.ok()?;
     }
+    (!context.draining.is_cancelled() && !context.halt.stops_waiting(work)).then_some(slot)
 }
 
 /// Runs the handler of one delivery, if it is to run.
@@ -102,14 +115,16 @@ fn start_one<'c, R: Runner>(
             RunSlot::NotNeeded => (None, renewal, time),
             RunSlot::Taken(slot) => (Some(slot), renewal, time),
             // Few wait; the future of the others is not to be larger for it.
-            RunSlot::Wait(slots) => match Box::pin(wait_for_slot(context, slots, &work)).await {
-                None => return unstarted(work, claim),
-                slot => {
-                    let time = context.measurer.round_time(Instant::now());
-                    let mut horizon = Horizon::new(time.now + context.config.lease / 2);
-                    (slot, FirstRenewal::of(suspect, &claim, &mut horizon), time)
+            RunSlot::Wait(slots) => {
+                match Box::pin(wait_for_slot(context, slots, &work, Some(&claim))).await {
+                    None => return unstarted(work, claim),
+                    slot => {
+                        let time = context.measurer.round_time(Instant::now());
+                        let mut horizon = Horizon::new(time.now + context.config.lease / 2);
+                        (slot, FirstRenewal::of(suspect, &claim, &mut horizon), time)
+                    }
                 }
-            },
+            }
         };
         let outcome = run(context, &work, &claim, renewal, &time).await;
         drop(slot);

@@ -32,6 +32,9 @@ impl KeptAlive {
                 chunks.push(Arc::clone(claim.chunk()));
             }
         }
+        // Runs without a claim may stand between those of a chunk.
+        chunks.sort_unstable_by_key(Arc::as_ptr);
+        chunks.dedup_by(|one, other| Arc::ptr_eq(one, other));
         let number = (!chunks.is_empty()).then(|| lock(&self.rounds).add(chunks));
         Watch { kept_alive: self, number }
     }

@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(queue.take().items, []);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_batch_enters_the_queue_behind_what_waits_when_it_is_dropped() {
         let queue = SettleQueue::new();
         let tags = [1, 2, 3].map(|number| Tag { epoch: 7, number });
@@ -186,9 +186,10 @@ mod tests {
         assert!(futures_util::poll!(&mut next).is_pending() && futures_util::poll!(&mut next).is_pending());
         let settler = async { next.await.items };
         let settled = async { drop(batch) };
-        let (items, ()) = tokio::join!(settler, settled);
+        let limit = std::time::Duration::from_secs(1);
+        let (items, ()) = tokio::join!(tokio::time::timeout(limit, settler), settled);
         assert_eq!(
-            items,
+            items.unwrap(),
             [(tags[1], Settlement::Ack), (tags[2], Settlement::Reject)],
             "the settler is woken"
         );

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use super::event::{Ended, Event, SequenceEnded};
-use super::handle::handle_one;
+use super::handle::{handle_one, wait_for_slot};
 use super::outcomes::ended;
 use super::record::{Completing, record, release_behind, start_completing};
 use super::reply::{reply_and_settle, settle_unowed};
@@ -68,11 +68,13 @@ async fn run<R: Runner>(context: &Context<R>, sequence: Vec<Start>) {
     let Some(lane) = lane else { return };
     let length = sequence.len();
     let slot = match &context.slots {
-        Some(slots) => slots.wait().await,
+        Some(slots) => wait_for_slot(context, slots, first.work(), first.claim()).await,
         None => None,
     };
     let began = Instant::now();
-    let stop = AtomicBool::new(false);
+    // Without a slot no turn begins. A drain stops the turns by itself, and settles what needs no run.
+    let has_none = context.slots.is_some() && slot.is_none();
+    let stop = AtomicBool::new(has_none && !context.draining.is_cancelled());
     let mut left =
         SequenceEnded { lane, is_turn, count: 0, took: Duration::ZERO, first: None, behind: Vec::new() };
     let mut records =

@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// A claimed delivery that waits for its slot for longer shows that too much is claimed.
-const LONGEST_WAIT: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// As many slots as handlers may run at once. Claimed deliveries take them in the order of their claims.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct RunSlots {
     waited_long: AtomicBool,
 }
 
-/// RunSlots that a round took together, for its runs to come.
+/// Slots that a round took together, for its runs to come.
 #[derive(Debug)]
 pub(crate) struct TakenSlots<'s>(Option<SemaphorePermit<'s>>);
 

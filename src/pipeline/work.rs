@@ -238,6 +238,14 @@ impl Start {
             Self::Run { work, .. } | Self::Wait { work, .. } | Self::Known { work, .. } => work,
         }
     }
+
+    /// The claim under which its handler is to run.
+    pub(crate) fn claim(&self) -> Option<&SharedClaim> {
+        match self {
+            Self::Run { claim, .. } => Some(claim),
+            Self::Wait { .. } | Self::Known { .. } => None,
+        }
+    }
 }
 
 /// A delivery whose key is claimed.

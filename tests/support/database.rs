@@ -25,7 +25,8 @@ impl Database {
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .busy_timeout(Duration::from_secs(10));
+            // SQLite gives the lock to the first that asks when it is free: beside a program that writes without a pause this takes long.
+            .busy_timeout(Duration::from_secs(60));
         let connection = runtime.block_on(options.connect()).expect("a connection to the database");
         Self { runtime, connection: Some(connection) }
     }

@@ -49,8 +49,8 @@ pub struct PipelineConfig {
     pub max_message_bytes: Option<ByteCount>,
     /// How many messages go to the store in one call, from 1 to 4096; at most `max_in_flight`.
     pub max_batch: u32,
-    /// How many messages may be claimed before a handler is free for them, so that handlers do not wait for claims, from 0 to 65536.
-    /// Only as many are as are needed for that. Not for SQL handlers, nor with `rate_limit` or `adaptive_concurrency`.
+    /// How many messages (in order: sequences of up to `lane_batch`) may be claimed before a handler is free for them, so that handlers do not wait for claims, from 0 to 65536.
+    /// Only as many are as are needed for that; a crash leaves their claims to expire. Not for SQL handlers, nor with `rate_limit` or `adaptive_concurrency`.
     pub claims_ahead: u32,
     /// How many consecutive messages of a partition or order key are claimed together at most, from 1 to 4096; as many as
     /// their handlers, which run one after the other, are done with in a quarter of a second. Not for SQL handlers. 1: the
@@ -83,7 +83,7 @@ impl Default for PipelineConfig {
             max_in_flight_bytes: ByteCount::mib(256),
             max_message_bytes: None,
             max_batch: 256,
-            claims_ahead: 512,
+            claims_ahead: 0,
             lane_batch: 256,
             breaker: true,
             breaker_keys: 20,

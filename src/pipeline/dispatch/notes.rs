@@ -17,12 +17,18 @@ impl<R: Runner> Dispatcher<R> {
         let pause = |base, tries, longest| context.pause(base, tries, longest);
         match self.store.note(asked, Instant::now(), pause) {
             store::Change::None => {}
-            store::Change::CameUp => tracing::info!("store available again"),
+            store::Change::CameUp => {
+                context.halt.set_store_down(false);
+                tracing::info!("store available again");
+            }
             store::Change::WentDown(error) => match self.context.config.policies.on_store_down {
-                OnStoreDown::Pause => tracing::warn!(
-                    error,
-                    "store unavailable: no handler starts, nothing is acked, intake paused"
-                ),
+                OnStoreDown::Pause => {
+                    context.halt.set_store_down(true);
+                    tracing::warn!(
+                        error,
+                        "store unavailable: no handler starts, nothing is acked, intake paused"
+                    );
+                }
                 OnStoreDown::Process => tracing::warn!(
                     error,
                     "store unavailable: handlers run without claims, duplicates run again"

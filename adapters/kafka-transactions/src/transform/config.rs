@@ -25,7 +25,7 @@ pub struct TransformConfig {
     /// The most bytes of their payloads, at least 1; default 16 MiB. A single record may exceed it. In memory are at most two
     /// batches of so many bytes, and what was produced for them.
     pub batch_bytes: usize,
-    /// How long a batch waits for more records, up to 10 s; default 100 ms.
+    /// How long a batch waits for more records, up to 10 s; default 100 ms. While the one before is committed it grows further.
     pub linger: Duration,
     /// The number of keys of a batch that are transformed concurrently, at least 1; default 16.
     pub concurrency: usize,

@@ -57,7 +57,7 @@ impl KafkaTransform {
         Ok(Self { config })
     }
 
-    /// Runs until `shutdown` fires, and then finishes the current batches.
+    /// Runs until `shutdown` fires, and then commits what is transformed within half a second.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] if another process with the same transactional id has fenced this one: it must not be retried.

@@ -120,9 +120,9 @@ impl<T: Transform> TransformWorker<T> {
                 self.submit_next()?;
             }
         }
-        if self.finish_part()? {
-            self.submit_next()?;
-        }
+        // A part that is dropped was consumed after all that is transformed.
+        self.finish_part()?;
+        self.submit_next()?;
         self.settle_submitted()?;
         Ok(self.summary)
     }
@@ -195,7 +195,6 @@ impl<T: Transform> TransformWorker<T> {
             // Its records may have to be submitted again before this part can be.
             own.settle_ended()?;
             if own.is_stopped() && limit == Duration::ZERO {
-                part.task.abort();
                 return Ok(Waited::Stopped);
             }
             Ok(part.answered.recv_timeout(limit).map_or_else(Waited::from, Waited::Answered))
@@ -350,6 +349,13 @@ fn panicked() -> Error {
 struct RunningPart {
     answered: Receiver<Result<TransformedBatch, Error>>,
     task: AbortHandle,
+}
+
+impl Drop for RunningPart {
+    /// A run that has ended transforms nothing any more.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// How waiting for an answer went.

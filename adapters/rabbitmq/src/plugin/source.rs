@@ -26,7 +26,8 @@ broker_table! {
         pub queue: String,
         /// How many unacknowledged messages the broker may deliver to this process, from 1 to 65535. By default sixteen times
         /// `pipeline.concurrency`, up to 1024, so that other workers get messages too; less where the last of them could wait for
-        /// longer than `ack_timeout`, but at least four times `pipeline.concurrency`. Messages that wait in this process for their
+        /// longer than `ack_timeout`, but at least four times `pipeline.concurrency`. Their bytes do not count in `pipeline.max_in_flight_bytes` before they are
+        /// received from the client. Messages that wait in this process for their
         /// next attempt count as well.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub prefetch: Option<u32>,
@@ -56,10 +57,10 @@ const fn default_ack_timeout() -> HumanDuration {
     HumanDuration::new(RabbitmqQueueConfig::DEFAULT_ACK_TIMEOUT)
 }
 
-/// How many messages of the default prefetch wait for one handler, and how many messages it has at most where more than
-/// [`LEAST_ROUNDS`] do.
+/// Messages of the default prefetch for each handler: as a rule, and where handlers are slow or many.
 const MOST_ROUNDS: u32 = 16;
 const LEAST_ROUNDS: u32 = 4;
+/// Beyond it the default prefetch has only [`LEAST_ROUNDS`] for each handler.
 const DEFAULT_PREFETCH: u32 = 1_024;
 
 const LARGEST_PREFETCH: u32 = *RabbitmqQueueConfig::PREFETCH.end() as u32;

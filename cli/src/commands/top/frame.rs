@@ -69,7 +69,7 @@ fn pipeline(figures: &PipelineFigures, lines: &mut Vec<String>) {
         format!("handler         {handler}{breaker}"),
         format!(
             "running         {}  in flight {}  waiting {}  blocked lanes {}",
-            of(figures.running, figures.concurrency),
+            figures.running,
             of(figures.in_flight, figures.in_flight_limit),
             of(figures.waiting, figures.waiting_limit),
             figures.blocked_lanes

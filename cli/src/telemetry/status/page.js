@@ -96,7 +96,7 @@ function showPipeline(figures) {
   sayById('store', figures.store_up ? 'up' : 'does not respond');
   const breaker = figures.breaker_open ? '; circuit breaker open' : '';
   sayById('handler', (figures.handler_down === null ? 'up' : `down: ${figures.handler_down}`) + breaker);
-  sayById('running', ofLimit(figures.running, figures.concurrency));
+  sayById('running', numbers.format(figures.running));
   sayById('waiting', ofLimit(figures.waiting, figures.waiting_limit));
   sayById('blocked-lanes', numbers.format(figures.blocked_lanes));
   sayById('oldest', figures.oldest_unsettled_ms === null ? 'none' : duration(figures.oldest_unsettled_ms));

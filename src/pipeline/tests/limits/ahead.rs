@@ -1,6 +1,7 @@
 //! More is claimed than has a slot, as far as handlers would wait for claims.
 
 use super::*;
+use crate::pipeline::config::Ordering;
 
 const CONCURRENCY: usize = 4;
 const LATENCY: Duration = Duration::from_millis(20);
@@ -130,6 +131,47 @@ async fn claims_that_wait_for_their_slot_are_renewed_and_nothing_runs_twice() {
     let world = World::with(Habits { batch: 1_000, ..Habits::default() });
     let worker = started(&world, 1_000, 50, |config| config.lease = SECOND);
     world.empty().await;
-    assert_eq!(worker.end().await.handled(), 1_050);
-    assert_eq!(world.runs().len(), 1_050);
+    let summary = worker.end().await;
+    assert_eq!((summary.handled(), world.runs().len()), (1_050, 1_050));
+    let lost = [Counter::Fenced, Counter::Takeovers, Counter::LeasesLost];
+    assert_eq!(lost.map(|counter| summary.counters().get(counter)), [0; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lanes_that_wait_for_a_slot_are_released_when_their_partition_leaves() {
+    let world = World::with(Habits { batch: 1_000, partitions: 2, ..Habits::default() });
+    for number in 0..1_000 {
+        world.broker.publish_to(0, message(&format!("fast-{number}")).order_key(format!("fast-{number}")));
+    }
+    for number in 0..200 {
+        let lane = format!("lane-{}", number / 2);
+        world.broker.publish_to(0, message(&format!("slow-{number}")).order_key(lane));
+    }
+    let worker = started(&world, 0, 0, |config| config.ordering = Ordering::BrokerKey);
+    claimed_ahead(&world).await;
+    world.broker.leave(1, 0);
+    tokio::time::sleep(SECOND).await;
+    for lane in 0..100 {
+        let ids = [0, 1].map(|of_lane| format!("slow-{}", 2 * lane + of_lane));
+        // What is behind a run that goes on is released when that has ended.
+        if ids.iter().all(|id| world.runs_of(id).is_empty()) {
+            for id in ids {
+                assert!(matches!(world.state(&id).await, KeyState::Absent), "{id}");
+            }
+        }
+    }
+    assert_eq!(worker.end().await.handled(), 1_000 + CONCURRENCY as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_5_what_waits_for_its_slot_does_not_start_while_the_store_is_down() {
+    let world = World::with(Habits { batch: 1_000, ..Habits::default() });
+    let worker = started(&world, 1_000, 100, |config| config.lease = 600 * SECOND);
+    claimed_ahead(&world).await;
+    worker.store.go_down();
+    tokio::time::sleep(120 * SECOND).await;
+    assert_eq!(world.runs().len(), 1_000 + CONCURRENCY, "no handler has started");
+    worker.store.come_up();
+    world.empty().await;
+    assert_eq!(worker.end().await.handled(), 1_100);
 }
