@@ -171,10 +171,10 @@ pub struct PipelineConfig {
     pub rate_limit: Option<f64>,
     /// Claims in one store call. 1 to 4,096, default 256.
     pub max_batch: usize,
-    /// How many deliveries (in order: sequences of them) may be claimed before there is a slot for their handlers, so that handlers do not wait for claims. Only
-    /// as many are as are needed for that: next to none where handlers take longer than claims. They are claimed by this process while
-    /// they wait for their slot, and a crash leaves their claims to lapse. Not for transactional handlers, nor with a `rate_limit` or
-    /// `adaptive_concurrency`. 0 to 65,536; 0, the default: a delivery is claimed when there is a slot for it.
+    /// How many deliveries (in order: sequences of them) may be claimed before there is a slot for their handlers, so that handlers
+    /// do not wait for claims. Only as many are as are needed for that: next to none where handlers take longer than claims. A crash
+    /// leaves their claims to lapse. Not for transactional handlers, nor with a `rate_limit` or `adaptive_concurrency`. 0 to 65,536;
+    /// 0, the default: a delivery is claimed when there is a slot for it.
     pub claims_ahead: usize,
     /// How many consecutive deliveries of a lane (a partition or an order key, see [`ordering`](Self::ordering)) are claimed
     /// together, at most: as many as their handlers, which run one after the other, are done with in a quarter of a second.

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::measure::RoundTime;
 use super::runner::Runner;
 use super::side_by_side::SideBySide;
-use super::slots::{LONGEST_WAIT, RunSlots, Slot};
+use super::slots::{RunSlots, Slot};
 use super::spans;
 use super::work::{ClaimedWork, Finished, Outcome, Start, Work};
 use crate::active_claim::{Horizon, SharedClaim};
@@ -69,15 +69,12 @@ pub(super) async fn wait_for_slot<'c, R: Runner>(
     work: &Work,
     claim: Option<&SharedClaim>,
 ) -> Option<Slot<'c>> {
-    let since = Instant::now();
-    let slot = tokio::select! {
+    let (slot, was_long) = tokio::select! {
         biased;
         slot = slots.wait() => slot?,
         () = context.halt.stopped(work) => return None,
     };
-    if since.elapsed() > LONGEST_WAIT
-        && let Some(claim) = claim
-    {
+    if was_long && let Some(claim) = claim {
         renew_first(context, work, claim, FirstRenewal::Only).await.ok()?;
     }
     (!context.draining.is_cancelled() && !context.halt.stops_waiting(work)).then_some(slot)

@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// A claimed delivery that waits for its slot for longer shows that too much is claimed.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// As many slots as handlers may run at once. Claimed deliveries take them in the order of their claims.
 #[derive(Debug)]
@@ -42,17 +42,18 @@ impl RunSlots {
         TakenSlots(None)
     }
 
-    /// Waits for a slot; `None` once a drain has begun.
+    /// Waits for a slot, and says whether that took long; `None` once a drain has begun.
     ///
     /// # Cancel safety
     /// A dropped call has taken none.
-    pub(crate) async fn wait(&self) -> Option<Slot<'_>> {
+    pub(crate) async fn wait(&self) -> Option<(Slot<'_>, bool)> {
         let since = Instant::now();
         let slot = self.free.acquire().await.ok()?;
-        if since.elapsed() > LONGEST_WAIT {
+        let was_long = since.elapsed() > LONGEST_WAIT;
+        if was_long {
             self.waited_long.store(true, Ordering::Relaxed);
         }
-        Some(slot)
+        Some((slot, was_long))
     }
 
     /// True if a slot is free: no claimed delivery waits.
@@ -104,7 +105,7 @@ mod tests {
                 tokio::time::sleep(wait).await;
                 drop(held);
             });
-            assert!(slot.is_some());
+            assert_eq!(slot.map(|(_, was_long)| was_long), Some(is_long));
             assert_eq!((slots.waited_long(), slots.waited_long()), (is_long, false), "{wait:?}");
         }
     }

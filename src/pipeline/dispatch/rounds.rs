@@ -31,11 +31,10 @@ impl<R: Runner> Dispatcher<R> {
 
     /// Starts one round; false if none can start now.
     fn start_one(&mut self) -> bool {
-        let most = self.context.config.max_batch;
-        let mut free = self.room().saturating_sub(self.running).min(most);
         if !self.has_startable() {
             return false;
         }
+        let mut free = self.room().saturating_sub(self.running);
         if let Some(slots) = &self.context.slots {
             self.ahead.look(slots);
             if free == 0 {
@@ -46,7 +45,7 @@ impl<R: Runner> Dispatcher<R> {
         if free == 0 {
             return false;
         }
-        let now = Instant::now();
+        let (now, most) = (Instant::now(), self.context.config.max_batch);
         let allowed = self.rate.as_mut().map_or(most, |rate| most.min(rate.available(now)));
         if allowed == 0 {
             return false;

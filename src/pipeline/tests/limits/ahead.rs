@@ -40,6 +40,16 @@ fn started(world: &World, fast: usize, slow: usize, change: impl FnOnce(&mut Pip
     })
 }
 
+/// How many of the first `slow` messages are claimed.
+async fn claimed(world: &World, slow: usize) -> usize {
+    let mut claimed = 0;
+    for number in 0..slow {
+        let state = world.state(&format!("slow-{number}")).await;
+        claimed += usize::from(matches!(state, KeyState::Pending));
+    }
+    claimed
+}
+
 #[tokio::test(start_paused = true)]
 async fn fast_handlers_do_not_wait_for_claims_and_no_more_run_than_may() {
     let mut took = Vec::new();
@@ -62,11 +72,7 @@ async fn nearly_nothing_is_claimed_ahead_of_slow_handlers() {
     let worker = started(&world, 0, 40, |_| {});
     for _ in 0..8 {
         tokio::time::sleep(5 * SECOND).await;
-        let mut claimed = 0;
-        for number in 0..40 {
-            let state = world.state(&format!("slow-{number}")).await;
-            claimed += usize::from(matches!(state, KeyState::Pending));
-        }
+        let claimed = claimed(&world, 40).await;
         assert!((CONCURRENCY..=CONCURRENCY + 2).contains(&claimed), "{claimed} are claimed");
     }
     world.empty().await;
@@ -80,11 +86,7 @@ async fn claimed_ahead(world: &World) {
     })
     .await;
     tokio::time::sleep(2 * SECOND).await;
-    let mut claimed = 0;
-    for number in 0..200 {
-        let state = world.state(&format!("slow-{number}")).await;
-        claimed += usize::from(matches!(state, KeyState::Pending));
-    }
+    let claimed = claimed(world, 200).await;
     assert!(claimed > 4 * CONCURRENCY, "{claimed} are claimed: the case does not happen");
 }
 
