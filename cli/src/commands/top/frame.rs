@@ -149,7 +149,7 @@ mod tests {
             "12.3 received  11.0 handled  1.0 duplicates  0.5 failed runs",
             "broker down for 1m 1s  lag 77",
             "down: unavailable, circuit breaker open",
-            "2/16  in flight 9/64  waiting 4  blocked lanes 1",
+            "running         2  in flight 9/64  waiting 4  blocked lanes 1",
             "oldest          1m 1s",
             "p50 ≤ 10s, p99 > 30d, ttl 8d",
             "received=5 handled=4",
