@@ -63,6 +63,10 @@ impl Observer for Histograms {
     fn observe(&self, measure: Measure, values: &[f64]) {
         self.0[measure as usize].add(values);
     }
+
+    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
+        self.0[measure as usize].add_counted(values);
+    }
 }
 
 fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {

@@ -52,6 +52,10 @@ impl Observer for Histograms {
         self.distributions[measure as usize].add(values);
     }
 
+    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
+        self.distributions[measure as usize].add_counted(values);
+    }
+
     fn ended(&self, _origin: Option<&str>, _outcome: Counter, count: u64) {
         self.ended.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
     }

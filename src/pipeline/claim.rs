@@ -9,6 +9,7 @@ use super::context::Context;
 use super::event::Event;
 use super::kept_alive::Watch;
 use super::limits::LONGEST;
+use super::measure::CountedValues;
 use super::outcomes::{asked, concerns_the_store, not_what_died};
 use super::runner::Runner;
 use super::spans;
@@ -92,7 +93,7 @@ fn shared_claims<R>(
 /// Notes how long deliveries have waited since their receipt, once for each.
 fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
     if context.measurer.is_on() {
-        let mut waits = Vec::with_capacity(round.len());
+        let mut waits = CountedValues::default();
         // Most were received together.
         let mut last = (now, 0.0);
         let mut longest = (0.0, None);
@@ -104,9 +105,9 @@ fn measure_waits<R>(context: &Context<R>, round: &mut [Work], now: Instant) {
                     longest = (last.1, work.receipt.span());
                 }
             }
-            waits.push(last.1);
+            waits.add(last.1);
         }
-        context.measurer.observe(Measure::QueueWait, &waits);
+        context.measurer.observe_counted(Measure::QueueWait, &waits);
         if let (longest, Some(span)) = longest {
             context.measurer.exemplar(Measure::QueueWait, longest, span);
         }

@@ -105,6 +105,12 @@ impl Measurer {
         }
     }
 
+    pub(crate) fn observe_counted(&self, measure: Measure, values: &CountedValues) {
+        if let Some(observer) = self.observer() {
+            values.pass_on(|values| observer.observe_counted(measure, values));
+        }
+    }
+
     /// Notes a value of the delivery that has this span.
     pub(crate) fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
         if let Some(observer) = self.observer() {
@@ -155,7 +161,8 @@ impl Measurer {
 
     /// The span of a delivery that was received, if it has one.
     pub(crate) fn span(&self, message: &Message) -> Option<Span> {
-        self.observer().map(|observer| observer.span(message)).filter(|span| !span.is_none())
+        let span = self.observer()?.span(message);
+        if span.is_none() { None } else { Some(span) }
     }
 
     /// What is kept of the span of a delivery with the completion of its key.
@@ -187,6 +194,41 @@ impl Measurer {
 impl fmt::Debug for Measurer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Measurer").field(&self.is_on()).finish()
+    }
+}
+
+/// Values of a batch, mostly one that comes many times in a row; without memory while all are the same.
+#[derive(Debug, Default)]
+pub(crate) struct CountedValues {
+    /// The latest value, and how often it came in a row.
+    latest: (f64, u64),
+    before: Vec<(f64, u64)>,
+}
+
+impl CountedValues {
+    #[inline]
+    pub(crate) fn add(&mut self, value: f64) {
+        if self.latest.0.to_bits() == value.to_bits() {
+            self.latest.1 += 1;
+        } else {
+            self.next(value);
+        }
+    }
+
+    fn next(&mut self, value: f64) {
+        let latest = std::mem::replace(&mut self.latest, (value, 1));
+        if latest.1 > 0 {
+            self.before.push(latest);
+        }
+    }
+
+    fn pass_on(&self, mut to: impl FnMut(&[(f64, u64)])) {
+        if !self.before.is_empty() {
+            to(&self.before);
+        }
+        if self.latest.1 > 0 {
+            to(std::slice::from_ref(&self.latest));
+        }
     }
 }
 

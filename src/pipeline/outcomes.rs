@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::breaker::{RunEnd, RunId};
 use super::context::Context;
 use super::event::{Asked, Ended};
+use super::measure::CountedValues;
 use super::work::{Finished, Outcome, Work};
 use crate::error::{Error, ErrorKind};
 use crate::handler::{HandlerError, Verdict as HandlerVerdict};
@@ -77,40 +78,35 @@ fn measure_runs<R>(context: &Context<R>, finished: &[Finished]) {
     if !context.measurer.is_on() {
         return;
     }
-    let room = || Vec::with_capacity(finished.len());
-    let (mut succeeded, mut failed, mut attempts) = (room(), Vec::new(), room());
+    let (mut succeeded, mut failed) = (Vec::with_capacity(finished.len()), Vec::new());
+    let mut attempts = CountedValues::default();
     // Empty, and without memory, where deliveries have no spans.
     let mut traced = Vec::new();
     for Finished { claim, outcome, work } in finished {
-        let Some(claim) = claim else { continue };
+        let Some(claim) = claim.as_deref() else { continue };
         let Some(seconds) = claim.take_run_seconds() else { continue };
-        let measure = measure_of(outcome);
-        match measure {
-            Measure::HandlerFailed => failed.push(seconds),
-            _ => succeeded.push(seconds),
+        let failure = matches!(outcome, Outcome::Failed(_));
+        if failure {
+            failed.push(seconds);
+        } else {
+            succeeded.push(seconds);
+            if matches!(outcome, Outcome::Succeeded(_) | Outcome::Committed) {
+                attempts.add(f64::from(claim.attempt()));
+            }
         }
         if let Some(span) = work.receipt.span() {
+            let measure = if failure { Measure::HandlerFailed } else { Measure::HandlerSucceeded };
             traced.push((measure, seconds, span));
-        }
-        if matches!(outcome, Outcome::Succeeded(_) | Outcome::Committed) {
-            attempts.push(f64::from(claim.attempt()));
         }
     }
     context.measurer.observe(Measure::HandlerSucceeded, &succeeded);
     context.measurer.observe(Measure::HandlerFailed, &failed);
-    context.measurer.observe(Measure::Attempts, &attempts);
+    context.measurer.observe_counted(Measure::Attempts, &attempts);
     if !traced.is_empty() {
         for measure in [Measure::HandlerSucceeded, Measure::HandlerFailed] {
             let runs = traced.iter().filter(|(of, ..)| *of == measure);
             context.measurer.slowest(measure, runs.map(|(_, seconds, span)| (*seconds, *span)));
         }
-    }
-}
-
-const fn measure_of(outcome: &Outcome) -> Measure {
-    match outcome {
-        Outcome::Failed(_) => Measure::HandlerFailed,
-        _ => Measure::HandlerSucceeded,
     }
 }
 

@@ -58,13 +58,34 @@ impl Distribution {
         for value in values {
             *sum += value;
             if !(*value > above && *value <= upto) {
-                place = self.bounds.iter().position(|bound| value <= bound).unwrap_or(self.bounds.len());
+                place = self.place(*value);
                 let bound = |place: Option<usize>| place.and_then(|place| self.bounds.get(place)).copied();
                 above = bound(place.checked_sub(1)).unwrap_or(f64::NEG_INFINITY);
                 upto = bound(Some(place)).unwrap_or(f64::INFINITY);
             }
             buckets[place] += 1;
         }
+    }
+
+    /// Adds values, each as often as it says.
+    ///
+    /// ```
+    /// use onceward::telemetry::{Distribution, Measure};
+    /// let attempts = Distribution::new(Measure::Attempts);
+    /// attempts.add_counted(&[(1.0, 2), (3.0, 1)]);
+    /// assert_eq!((attempts.read().count, attempts.read().sum), (3, 5.0));
+    /// ```
+    pub fn add_counted(&self, values: &[(f64, u64)]) {
+        let mut counts = self.counts.lock();
+        for (value, count) in values {
+            counts.sum += value * *count as f64;
+            counts.buckets[self.place(*value)] += count;
+        }
+    }
+
+    /// The bucket of a value.
+    fn place(&self, value: f64) -> usize {
+        self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len())
     }
 
     /// What was counted so far.

@@ -135,6 +135,13 @@ impl Observer for MetricsObserver {
         values.iter().for_each(|value| histogram.record(*value));
     }
 
+    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
+        let histogram = &self.histograms[measure as usize];
+        for (value, count) in values {
+            histogram.record_many(*value, usize::try_from(*count).unwrap_or(usize::MAX));
+        }
+    }
+
     fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {
         let labels = vec![
             Label::new("scope", self.scope.clone()),

@@ -117,6 +117,14 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (measure, values);
     }
 
+    /// Values of `measure`, each with how often it was observed: those of which a batch has many that are the same, as its waits and
+    /// attempts. [`observe`](Self::observe) gets them unless this is overridden, which is cheaper for histograms.
+    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
+        for (value, count) in values {
+            (0..*count).for_each(|_| self.observe(measure, &[*value]));
+        }
+    }
+
     /// One of the values that were observed last, and the span of its delivery: the slowest handler run of a batch, the longest
     /// wait of a batch, the age of a duplicate. A histogram can keep it as an exemplar. Called only where deliveries have
     /// [spans](Self::span).

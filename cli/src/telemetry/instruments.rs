@@ -116,6 +116,10 @@ impl Observer for Instruments {
         self.histograms[measure as usize].values.add(values);
     }
 
+    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
+        self.histograms[measure as usize].values.add_counted(values);
+    }
+
     #[cfg(feature = "otlp")]
     fn exemplar(&self, measure: Measure, value: f64, span: &Span) {
         let Some((trace_id, span_id)) = super::otlp::traces::ids_of(span) else { return };

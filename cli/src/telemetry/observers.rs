@@ -15,6 +15,10 @@ impl Observer for Observers {
         self.0.iter().for_each(|each| each.observe(measure, values));
     }
 
+    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
+        self.0.iter().for_each(|each| each.observe_counted(measure, values));
+    }
+
     fn ended(&self, origin: Option<&str>, outcome: Counter, count: u64) {
         self.0.iter().for_each(|each| each.ended(origin, outcome, count));
     }
