@@ -3,6 +3,7 @@
 mod config;
 mod keys;
 mod owned_partitions;
+mod part_plan;
 mod partition_queues;
 mod partition_worker;
 mod purge;

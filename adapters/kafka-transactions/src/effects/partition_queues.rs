@@ -6,12 +6,18 @@ use std::time::Duration;
 use onceward::adapter::Delivery;
 use tokio::time::Instant;
 
-/// The most records of one transaction.
-const MAX_PART: usize = 500;
+/// The most records of one part, at first: after a full part twice as many if it took less than [`SHORT_PART`], half as many if it
+/// took longer than [`LONG_PART`]. A transaction that is committed without a wait costs little for each of many records; one with slow
+/// handlers holds its locks, and a rebalance waits for it.
+const FIRST_PART: usize = 500;
+const SMALLEST_PART: usize = 32;
+const LARGEST_PART: usize = 4000;
+const SHORT_PART: Duration = Duration::from_millis(50);
+const LONG_PART: Duration = Duration::from_millis(250);
 
 /// The most deliveries that wait or are in flight. The client delivers thousands of records of one partition before the next
 /// one: with a lower limit partitions would wait for each other.
-pub(super) const MAX_DELIVERIES: usize = 20_000;
+pub(super) const MAX_DELIVERIES: usize = 40_000;
 
 /// A partition with so many waiting deliveries is paused if none of its parts ends for [`PAUSE_AFTER`], and resumed at the lower
 /// number: a stopped partition leaves the room to the others. One that goes on is not paused, because the client would discard what
@@ -34,11 +40,15 @@ pub(super) struct PartitionQueues {
     held_bytes: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PartitionQueue {
     waiting: VecDeque<Delivery>,
     in_flight: usize,
     in_flight_bytes: usize,
+    /// When the part in flight, or the last one, started.
+    part_started: Instant,
+    /// The most records of the next part.
+    largest_part: usize,
     /// A part was not processed: later deliveries must not be processed either.
     closed: bool,
     /// The partition is paused.
@@ -73,11 +83,12 @@ impl PartitionQueues {
     }
 
     /// Takes the next part of each partition without a part in flight.
-    pub(super) fn take_parts(&mut self) -> Vec<Vec<Delivery>> {
+    pub(super) fn take_parts(&mut self, now: Instant) -> Vec<Vec<Delivery>> {
         let mut parts = Vec::new();
         for queue in self.by_epoch.values_mut() {
             if queue.in_flight == 0 && !queue.waiting.is_empty() {
-                queue.in_flight = queue.waiting.len().min(MAX_PART);
+                queue.part_started = now;
+                queue.in_flight = queue.waiting.len().min(queue.largest_part);
                 let part: Vec<_> = queue.waiting.drain(..queue.in_flight).collect();
                 queue.in_flight_bytes = total_bytes(&part);
                 parts.push(part);
@@ -109,8 +120,9 @@ impl PartitionQueues {
     }
 
     /// Ends the part in flight.
-    pub(super) fn end_part(&mut self, epoch: u64) {
+    pub(super) fn end_part(&mut self, epoch: u64, now: Instant) {
         let Some(queue) = self.by_epoch.get_mut(&epoch) else { return };
+        queue.adapt_largest_part(now);
         self.held -= std::mem::take(&mut queue.in_flight);
         self.held_bytes -= std::mem::take(&mut queue.in_flight_bytes);
         queue.stopped_since = None;
@@ -131,7 +143,32 @@ impl PartitionQueues {
     }
 }
 
+impl Default for PartitionQueue {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            part_started: Instant::now(),
+            largest_part: FIRST_PART,
+            closed: false,
+            paused: false,
+            stopped_since: None,
+            large_since: None,
+        }
+    }
+}
+
 impl PartitionQueue {
+    fn adapt_largest_part(&mut self, now: Instant) {
+        let took = now.saturating_duration_since(self.part_started);
+        if took > LONG_PART {
+            self.largest_part = (self.in_flight / 2).clamp(SMALLEST_PART, self.largest_part);
+        } else if took < SHORT_PART && self.in_flight == self.largest_part {
+            self.largest_part = (self.largest_part * 2).min(LARGEST_PART);
+        }
+    }
+
     /// True if it has been full for a while, and no part has ended since; or if it has had half of the room for longer.
     fn is_in_the_way(&mut self, now: Instant) -> bool {
         let waits = self.waiting.len();
@@ -170,18 +207,18 @@ mod tests {
     fn one_part_of_a_partition_is_in_flight_and_the_next_has_what_arrived_meanwhile() {
         let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..2)).is_empty());
-        assert_eq!(numbers(&queues.take_parts()), [[0, 1]]);
+        assert_eq!(numbers(&queues.take_parts(Instant::now())), [[0, 1]]);
         assert!(queues.push(deliveries(1, 2..4)).is_empty());
         assert!(queues.push(deliveries(2, 7..8)).is_empty());
-        assert_eq!(numbers(&queues.take_parts()), [[7]]);
+        assert_eq!(numbers(&queues.take_parts(Instant::now())), [[7]]);
         assert_eq!((queues.held, queues.held_bytes), (5, 20));
         assert!(queues.have_room(6, 21) && !queues.have_room(5, 21) && !queues.have_room(6, 20));
-        queues.end_part(1);
-        assert_eq!((numbers(&queues.take_parts()), queues.held), (vec![vec![2, 3]], 3));
-        queues.end_part(2);
-        queues.end_part(1);
+        queues.end_part(1, Instant::now());
+        assert_eq!((numbers(&queues.take_parts(Instant::now())), queues.held), (vec![vec![2, 3]], 3));
+        queues.end_part(2, Instant::now());
+        queues.end_part(1, Instant::now());
         assert_eq!(
-            (queues.take_parts().len(), queues.held, queues.held_bytes, queues.by_epoch.len()),
+            (queues.take_parts(Instant::now()).len(), queues.held, queues.held_bytes, queues.by_epoch.len()),
             (0, 0, 0, 0)
         );
     }
@@ -190,14 +227,14 @@ mod tests {
     fn after_an_unprocessed_part_nothing_of_the_assignment_is_processed() {
         let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..2)).is_empty());
-        let part = queues.take_parts();
+        let part = queues.take_parts(Instant::now());
         assert!(queues.push(deliveries(1, 2..4)).is_empty());
         assert_eq!(numbers(&[queues.close(1)]), [[2, 3]]);
-        queues.end_part(1);
+        queues.end_part(1, Instant::now());
         assert_eq!(numbers(&[queues.push(deliveries(1, 4..5))]), [[4]]);
         assert!(queues.push(deliveries(2, 5..6)).is_empty(), "another assignment");
         assert_eq!(
-            (numbers(&queues.take_parts()), queues.held, queues.held_bytes, part.len()),
+            (numbers(&queues.take_parts(Instant::now())), queues.held, queues.held_bytes, part.len()),
             (vec![vec![5]], 1, 4, 1)
         );
     }
@@ -217,9 +254,9 @@ mod tests {
         assert_eq!(queues.flow_changes(now + PAUSE_AFTER), []);
         let mut resumed = Vec::new();
         while resumed.is_empty() {
-            assert!(!queues.take_parts().is_empty(), "never resumed");
-            queues.end_part(1);
-            queues.end_part(2);
+            assert!(!queues.take_parts(Instant::now()).is_empty(), "never resumed");
+            queues.end_part(1, Instant::now());
+            queues.end_part(2, Instant::now());
             resumed = queues.flow_changes(now);
         }
         assert_eq!(resumed, [(1, false)]);
@@ -232,13 +269,13 @@ mod tests {
         let mut now = Instant::now();
         // For less than a second, as long as it has more than half of the room.
         for _ in 0..10 {
-            assert_eq!(queues.take_parts().len(), 1);
+            assert_eq!(queues.take_parts(Instant::now()).len(), 1);
             assert_eq!(queues.flow_changes(now), []);
             now += PAUSE_AFTER / 2;
             assert_eq!(queues.flow_changes(now), []);
-            queues.end_part(1);
+            queues.end_part(1, Instant::now());
         }
-        assert_eq!(queues.take_parts().len(), 1);
+        assert_eq!(queues.take_parts(Instant::now()).len(), 1);
         assert_eq!(queues.flow_changes(now), []);
         assert_eq!(queues.flow_changes(now + PAUSE_AFTER), [(1, true)]);
     }
@@ -251,26 +288,33 @@ mod tests {
         let mut now = began;
         // As fast as it goes on, more arrives.
         let paused_at = loop {
-            assert_eq!(queues.take_parts().len(), 1);
+            assert_eq!(queues.take_parts(Instant::now()).len(), 1);
             if !queues.flow_changes(now).is_empty() {
                 break now;
             }
             now += step;
-            queues.end_part(1);
-            assert!(queues.push(deliveries(1, 0..MAX_PART as u64)).is_empty());
+            queues.end_part(1, Instant::now());
+            assert!(queues.push(deliveries(1, 0..FIRST_PART as u64)).is_empty());
         };
         assert!((LARGE_FOR..LARGE_FOR + 2 * step).contains(&(paused_at - began)), "{:?}", paused_at - began);
     }
 
     #[test]
-    fn a_transaction_has_a_limit() {
+    fn a_transaction_has_a_limit_that_follows_its_time() {
         let mut queues = PartitionQueues::default();
-        assert!(queues.push(deliveries(1, 0..1200)).is_empty());
-        let sizes = [(); 3].map(|()| {
-            let size = queues.take_parts()[0].len();
-            queues.end_part(1);
+        let mut now = Instant::now();
+        let mut next_part = |queues: &mut PartitionQueues, took: Duration| {
+            assert!(queues.push(deliveries(1, 0..LARGEST_PART as u64 + 1)).is_empty());
+            let size = queues.take_parts(now)[0].len();
+            now += took;
+            queues.end_part(1, now);
             size
-        });
-        assert_eq!(sizes, [MAX_PART, MAX_PART, 200]);
+        };
+        let sizes = [(); 5].map(|()| next_part(&mut queues, SHORT_PART / 2));
+        assert_eq!(sizes, [500, 1000, 2000, 4000, 4000]);
+        let sizes = [(); 3].map(|()| next_part(&mut queues, LONG_PART / 2));
+        assert_eq!(sizes, [4000, 4000, 4000]);
+        let sizes = [(); 9].map(|()| next_part(&mut queues, LONG_PART * 2));
+        assert_eq!(sizes, [4000, 2000, 1000, 500, 250, 125, 62, 32, 32]);
     }
 }

@@ -15,6 +15,7 @@ use crate::dead_letter::{create_letter, without_payload};
 use crate::effects::config::EffectsConfig;
 use crate::effects::keys::{KeyDecision, KeyMarker};
 use crate::effects::owned_partitions::OwnedPartitions;
+use crate::effects::part_plan::{PartPlan, TogetherFailure};
 use crate::ready_first;
 
 /// The delay before a retry while the database is unavailable.
@@ -65,19 +66,35 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
         let fresh: Vec<_> =
             (0..deliveries.len()).filter(|index| ends[*index] == RecordOutcome::Abandoned).collect();
         let messages: Vec<_> = fresh.iter().map(|index| &deliveries[*index].message).collect();
-        let mut batch = match messages.len() {
-            0 | 1 => None,
-            _ => self.process_together(&owner, &messages).await,
+        for (index, end) in fresh.into_iter().zip(self.process_fresh(&owner, &messages).await) {
+            ends[index] = end;
         }
-        .map(Vec::into_iter);
-        for (index, message) in fresh.into_iter().zip(messages) {
-            ends[index] = match batch.as_mut().and_then(Iterator::next) {
-                Some(end) => end,
-                None => self.process_alone(&owner, message).await,
-            };
-            if ends[index] == RecordOutcome::Abandoned {
-                ends[index..].fill(RecordOutcome::Abandoned);
-                break;
+        if let Some(first) = ends.iter().position(|end| *end == RecordOutcome::Abandoned) {
+            ends[first..].fill(RecordOutcome::Abandoned);
+        }
+        ends
+    }
+
+    /// Processes messages that were not processed before, in as few transactions as possible. Returns their outcomes, up to the first one
+    /// that is abandoned.
+    async fn process_fresh(&self, owner: &Ownership, messages: &[&Message]) -> Vec<RecordOutcome> {
+        let mut ends = Vec::with_capacity(messages.len());
+        let mut plan = PartPlan::default();
+        while ends.len() < messages.len() && ends.last() != Some(&RecordOutcome::Abandoned) {
+            let rest = &messages[ends.len()..];
+            let together = plan.together(rest.len());
+            if together < 2 {
+                let end = self.process_alone(owner, rest[0]).await;
+                ends.push(end);
+                plan.ended_alone(end == RecordOutcome::AlreadyCommitted);
+            } else {
+                match self.process_together(owner, &rest[..together]).await {
+                    Ok(ended) => {
+                        ends.extend(ended);
+                        plan.ended_together();
+                    }
+                    Err(failure) => plan.failed(failure, together),
+                }
             }
         }
         ends
@@ -93,10 +110,15 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
         }
     }
 
-    /// Processes all messages in one transaction. Returns their outcomes; `None` if they have to be processed one by one.
-    async fn process_together(&self, owner: &Ownership, messages: &[&Message]) -> Option<Vec<RecordOutcome>> {
+    /// Processes all messages in one transaction. Returns their outcomes; nothing is committed after an error, except perhaps all by
+    /// an unanswered commit.
+    async fn process_together(
+        &self,
+        owner: &Ownership,
+        messages: &[&Message],
+    ) -> Result<Vec<RecordOutcome>, TogetherFailure> {
         let store = &self.owned.store;
-        let (mut open, decisions) = self.begin(messages).await.ok()?;
+        let (mut open, decisions) = self.begin(messages).await.map_err(|_| TogetherFailure::Transaction)?;
         let mut ends = Vec::with_capacity(messages.len());
         for (message, decision) in messages.iter().zip(&decisions) {
             let ended = match decision {
@@ -110,17 +132,18 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
             match ended {
                 Ok(end) => ends.push(end),
                 Err(error) => {
-                    tracing::debug!(delivery = ?message, error = error.text(), "batch rolled back; processing its records one by one");
+                    tracing::debug!(delivery = ?message, error = error.text(), "transaction rolled back; the record will be processed alone");
                     store.rollback(open).await;
-                    return None;
+                    return Err(TogetherFailure::Record(ends.len()));
                 }
             }
         }
         match store.commit_at(open, &self.owned.scope, &to_mark_request(owner, messages), None).await {
-            Ok(MarkedCommit::Committed) => Some(ends),
-            Ok(MarkedCommit::NotOwner) => Some(vec![self.not_owner(owner); messages.len()]),
-            // Whether the batch, or one of its records before, was committed is determined one by one.
-            Ok(MarkedCommit::Processed | MarkedCommit::Fenced) | Err(_) => None,
+            Ok(MarkedCommit::Committed) => Ok(ends),
+            Ok(MarkedCommit::NotOwner) => Ok(vec![self.not_owner(owner); messages.len()]),
+            // Which of them was committed before is determined one by one.
+            Ok(MarkedCommit::Processed | MarkedCommit::Fenced) => Err(TogetherFailure::Position),
+            Err(_) => Err(TogetherFailure::Commit),
         }
     }
 

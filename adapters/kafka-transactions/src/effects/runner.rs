@@ -146,7 +146,7 @@ impl<S: PositionStore, H: TxHandler<S>> EffectsRun<S, H> {
 
     /// Starts the next part of each partition without a part in flight.
     async fn start_parts(&mut self) {
-        for part in self.queues.take_parts() {
+        for part in self.queues.take_parts(Instant::now()) {
             let is_leaving = |delivery: &Delivery| self.consumer.is_leaving(delivery.tag.epoch);
             if part.first().is_some_and(is_leaving) {
                 // The rebalance waits for parts in flight, and should not wait for more.

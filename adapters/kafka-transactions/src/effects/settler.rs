@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onceward::adapter::{Acker, Delivery, Settlement, Tag};
+use tokio::time::Instant;
 
 use crate::effects::partition_queues::PartitionQueues;
 use crate::effects::partition_worker::RecordOutcome;
@@ -48,7 +49,7 @@ impl Settler {
             if !abandoned.is_empty() {
                 abandoned.extend(queues.close(epoch));
             }
-            queues.end_part(epoch);
+            queues.end_part(epoch, Instant::now());
         }
         self.settle(settlements, abandoned).await;
     }
