@@ -306,6 +306,17 @@ impl MessageBuilder {
         self
     }
 
+    /// Adds headers, in their order.
+    #[must_use]
+    pub fn headers(mut self, headers: Vec<(Box<str>, Bytes)>) -> Self {
+        if self.content.headers.is_empty() {
+            self.content.headers = headers;
+        } else {
+            self.content.headers.extend(headers);
+        }
+        self
+    }
+
     /// Sets no payload at all, as in a Kafka tombstone.
     #[must_use]
     pub fn null_payload(mut self) -> Self {

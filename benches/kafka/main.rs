@@ -15,7 +15,7 @@
 //! | `both` | the same with keys | `KafkaEffects` without keys |
 //! | `transform` | a copy of each record, in transactions of 100 ms | the same copies without transactions |
 //!
-//! Without a part: all of them.
+//! Without a part: all of them. All variants allocate with mimalloc, as the program does.
 #![allow(clippy::unwrap_used)]
 
 mod effects;
@@ -26,6 +26,10 @@ mod transform;
 
 use onceward_test_servers::figures::Figures;
 use stage::Stage;
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PARTS: [&str; 8] = ["memory", "redis", "postgres", "order", "position", "effects", "both", "transform"];
 

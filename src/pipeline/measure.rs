@@ -282,3 +282,18 @@ impl Drop for Ends<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_where_they_come_in_a_row() {
+        let mut values = CountedValues::default();
+        values.pass_on(|_| panic!("there are none"));
+        [0.0, 0.0, 1.0, 1.0, 3.0, 1.0].into_iter().for_each(|value| values.add(value));
+        let mut passed = Vec::new();
+        values.pass_on(|values| passed.extend_from_slice(values));
+        assert_eq!(passed, [(0.0, 2), (1.0, 2), (3.0, 1), (1.0, 1)]);
+    }
+}

@@ -70,8 +70,8 @@ pub struct MarkRequest {
     pub epoch: u64,
     /// The offsets, distinct.
     pub offsets: Vec<u64>,
-    /// Below it every record that the owner has got is processed, durably, or will never be. It lets the position pass
-    /// offsets that no record has (compaction, control records, aborted transactions). 0 claims nothing.
+    /// Below it every record that the owner has got is processed, durably or by this transaction, or will never be. It lets the
+    /// position pass offsets that no record has (compaction, control records, aborted transactions). 0 claims nothing.
     pub floor: u64,
 }
 

@@ -68,12 +68,10 @@ pub fn to_message(
     }
     match headers {
         Some(headers) => {
-            for (name, value) in headers {
-                if &*name == MESSAGE_ID {
-                    builder = builder.message_id(&value);
-                }
-                builder = builder.header(name, value);
+            if let Some((_, id)) = headers.iter().rfind(|(name, _)| &**name == MESSAGE_ID) {
+                builder = builder.message_id(id);
             }
+            builder = builder.headers(headers);
         }
         None => builder = builder.defect(Defect::Malformed { what: "a header name is not UTF-8".into() }),
     }

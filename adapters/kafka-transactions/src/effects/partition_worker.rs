@@ -343,7 +343,8 @@ enum EffectAttempt {
 /// Everything before the first message is processed, since a partition's batches are processed in order.
 fn to_mark_request(owner: &Ownership, messages: &[&Message]) -> MarkRequest {
     let offsets: Vec<_> = messages.iter().map(|message| offset_of(message)).collect();
-    let floor = offsets.first().copied().unwrap_or_default();
+    // With the transaction the last one is processed as well, and so is what lies between them.
+    let floor = offsets.last().map_or(0, |last| last + 1);
     MarkRequest { partition: owner.partition.clone(), epoch: owner.epoch, offsets, floor }
 }
 

@@ -184,6 +184,23 @@ async fn records_without_a_key_or_with_one_of_another_payload_follow_their_polic
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn records_that_fail_become_letters_and_those_around_them_have_their_effects_in_order() {
+    let stage = Stage::new(1).await;
+    let fails = [10, 11, 30, 59];
+    let payload = |number| if fails.contains(&number) { "broken".to_owned() } else { number.to_string() };
+    for number in 0..60 {
+        stage.send(0, None, &payload(number)).await;
+    }
+    let running = stage.start_without_keys();
+    stage.input.wait_committed(&[60]).await;
+    let summary = running.stop().await;
+    assert_eq!((summary.records, summary.dead_lettered, summary.known), (56, 4, 0));
+    let expected: Vec<_> = (0..60).map(payload).filter(|payload| payload != "broken").collect();
+    assert_eq!(stage.inbox.effects(), expected);
+    assert_eq!(stage.reasons(4).await, ["broken: permanent"; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_another_has_claimed_is_waited_for_and_other_partitions_go_on() {
     let stage = Stage::new(2).await;
     let key: Key = extractor().key_of(&Message::builder("").header(ID, "a").build()).unwrap();

@@ -122,6 +122,14 @@ async fn an_owner_finds_what_the_last_one_had_processed() {
     assert_eq!(place.process(&third, 90).await, MarkedCommit::Committed);
     let fourth = place.store.own(&scope(), &partition(0)).await.unwrap();
     assert_eq!((fourth.watermark, &fourth.done[..]), (Some(92), &[][..]));
+    // Nor is there anything between the offsets of a transaction, if the owner says so.
+    let open = place.effect(99).await;
+    let request = MarkRequest { floor: 100, ..mark(&fourth, &[95, 99]) };
+    let committed = place.store.commit_at(open, &scope(), &request, None).await.unwrap();
+    assert_eq!(committed, MarkedCommit::Committed);
+    assert_eq!(place.process(&fourth, 95).await, MarkedCommit::Processed);
+    let fifth = place.store.own(&scope(), &partition(0)).await.unwrap();
+    assert_eq!((fifth.watermark, &fifth.done[..]), (Some(100), &[][..]));
     // Other partitions, groups, logs and scopes are apart.
     let elsewhere = [
         (scope(), partition(1)),
