@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::stage::{First, PARTITIONS, Stage, per_second};
 
 /// As many as a partition's transaction has at most.
-const TOGETHER: usize = 500;
+const TOGETHER: usize = 2000;
 const INSERT: &str = "INSERT INTO effects (id, payload) VALUES ($1, $2)";
 
 struct Database {

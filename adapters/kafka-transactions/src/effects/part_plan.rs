@@ -7,10 +7,10 @@ pub(super) enum TogetherFailure {
     Transaction,
     /// The record at this index failed, or requires a transaction of its own.
     Record(usize),
-    /// Of one of the records the position was committed before.
-    Position,
-    /// The commit failed or was not answered.
+    /// One of them cannot be committed, and it is not known which: its position was committed before, or a deferred constraint fails.
     Commit,
+    /// The commit was not answered.
+    Unanswered,
 }
 
 /// How many records the next transaction of a part has. A record that failed runs in a transaction of its own, and those before it in
@@ -36,9 +36,9 @@ impl PartPlan {
         }
     }
 
-    /// A transaction of several records was committed.
-    pub(super) fn ended_together(&mut self) {
-        self.before_failed = 0;
+    /// A transaction of `records` was committed.
+    pub(super) fn ended_together(&mut self, records: usize) {
+        self.before_failed = self.before_failed.saturating_sub(records);
     }
 
     /// A record has ended in a transaction of its own; `was_committed` if it turned out to be committed before.
@@ -62,9 +62,12 @@ impl PartPlan {
         match failure {
             TogetherFailure::Record(index) if was_shortened => self.alone += index + more,
             TogetherFailure::Record(index) => (self.before_failed, self.alone) = (index, more),
-            TogetherFailure::Position => self.alone += records,
             TogetherFailure::Transaction => self.alone += more,
-            TogetherFailure::Commit => (self.alone, self.is_unanswered) = (records, true),
+            // Once: it may have been too large to be committed in time.
+            TogetherFailure::Unanswered if self.failures == 1 => {
+                (self.alone, self.is_unanswered) = (records, true)
+            }
+            TogetherFailure::Commit | TogetherFailure::Unanswered => self.alone += records,
         }
     }
 }
@@ -88,10 +91,20 @@ mod tests {
         assert_eq!(plan.together(100), 100);
         plan.failed(TogetherFailure::Record(40), 100);
         assert_eq!(plan.together(100), 40);
-        plan.ended_together();
+        plan.ended_together(40);
         assert_eq!(plan.together(60), 1, "the one that failed");
         plan.ended_alone(false);
         assert_eq!(plan.together(59), 59);
+    }
+
+    #[test]
+    fn a_transaction_that_ended_early_leaves_the_rest_before_the_failed_one_together() {
+        let mut plan = PartPlan::default();
+        plan.failed(TogetherFailure::Record(40), 100);
+        plan.ended_together(15);
+        assert_eq!(plan.together(85), 25);
+        plan.ended_together(25);
+        assert_eq!(plan.together(60), 1);
     }
 
     #[test]
@@ -124,22 +137,25 @@ mod tests {
     #[test]
     fn after_an_unanswered_commit_the_first_record_decides() {
         let mut plan = PartPlan::default();
-        plan.failed(TogetherFailure::Commit, 50);
+        plan.failed(TogetherFailure::Unanswered, 50);
         assert_eq!(plan.together(80), 1);
         plan.ended_alone(false);
         assert_eq!(plan.together(79), 79, "nothing was committed");
-        plan.failed(TogetherFailure::Commit, 50);
-        assert_eq!(count_alone(&mut plan, true), 50);
+        plan.failed(TogetherFailure::Unanswered, 79);
+        assert_eq!(count_alone(&mut plan, false), 79, "no second try together");
+        let mut plan = PartPlan::default();
+        plan.failed(TogetherFailure::Unanswered, 50);
+        assert_eq!(count_alone(&mut plan, true), 50, "all were committed");
     }
 
     #[test]
-    fn a_shortened_transaction_that_fails_and_one_with_known_positions_run_one_by_one() {
+    fn a_shortened_transaction_that_fails_and_one_that_cannot_be_committed_run_one_by_one() {
         let mut plan = PartPlan::default();
         plan.failed(TogetherFailure::Record(5), 9);
         plan.failed(TogetherFailure::Record(2), 5);
-        // The two before the failed one, it and one more, as it is the second failure, and the one that failed first.
+        // The two before the failed one, it and one more, as it is the second failure, and one for the first failure.
         assert_eq!(count_alone(&mut plan, false), 2 + 2 + 1);
-        plan.failed(TogetherFailure::Position, 7);
+        plan.failed(TogetherFailure::Commit, 7);
         assert_eq!(count_alone(&mut plan, true), 7);
     }
 }

@@ -6,25 +6,26 @@ use std::time::Duration;
 use onceward::adapter::Delivery;
 use tokio::time::Instant;
 
-/// The most records of one part, at first: after a full part twice as many if it took less than [`SHORT_PART`], half as many if it
-/// took longer than [`LONG_PART`]. A transaction that is committed without a wait costs little for each of many records; one with slow
-/// handlers holds its locks, and a rebalance waits for it.
+use crate::effects::partition_worker::LONG_TRANSACTION;
+
+/// The most records of one part, at first. After a part with as many it is doubled if the part took less than [`SHORT_PART`], and
+/// halved if it took longer than a [transaction should](LONG_TRANSACTION): a commit costs little for each of many records, and a transaction
+/// with slow handlers holds its locks.
 const FIRST_PART: usize = 500;
 const SMALLEST_PART: usize = 32;
-const LARGEST_PART: usize = 4000;
-const SHORT_PART: Duration = Duration::from_millis(50);
-const LONG_PART: Duration = Duration::from_millis(250);
+const LARGEST_PART: usize = 2000;
+const SHORT_PART: Duration = Duration::from_millis(100);
 
 /// The most deliveries that wait or are in flight. The client delivers thousands of records of one partition before the next
 /// one: with a lower limit partitions would wait for each other.
-pub(super) const MAX_DELIVERIES: usize = 40_000;
+pub(super) const MAX_DELIVERIES: usize = 20_000;
 
 /// A partition with so many waiting deliveries is paused if none of its parts ends for [`PAUSE_AFTER`], and resumed at the lower
 /// number: a stopped partition leaves the room to the others. One that goes on is not paused, because the client would discard what
 /// it has fetched ahead, and fetch it again.
 const PAUSE_AT: usize = 2000;
 const RESUME_AT: usize = 500;
-const PAUSE_AFTER: Duration = Duration::from_millis(100);
+const PAUSE_AFTER: Duration = Duration::from_millis(500);
 
 /// Nor does one that goes on keep half of the room for longer than this.
 const LARGE: usize = MAX_DELIVERIES / 2;
@@ -162,10 +163,13 @@ impl Default for PartitionQueue {
 impl PartitionQueue {
     fn adapt_largest_part(&mut self, now: Instant) {
         let took = now.saturating_duration_since(self.part_started);
-        if took > LONG_PART {
-            self.largest_part = (self.in_flight / 2).clamp(SMALLEST_PART, self.largest_part);
-        } else if took < SHORT_PART && self.in_flight == self.largest_part {
-            self.largest_part = (self.largest_part * 2).min(LARGEST_PART);
+        // A smaller one says little about the time of a full one.
+        if self.in_flight == self.largest_part {
+            if took > LONG_TRANSACTION {
+                self.largest_part = (self.largest_part / 2).max(SMALLEST_PART);
+            } else if took < SHORT_PART {
+                self.largest_part = (self.largest_part * 2).min(LARGEST_PART);
+            }
         }
     }
 
@@ -265,17 +269,16 @@ mod tests {
     #[test]
     fn a_full_partition_that_goes_on_is_not_paused() {
         let mut queues = PartitionQueues::default();
-        assert!(queues.push(deliveries(1, 0..10 * PAUSE_AT as u64)).is_empty());
+        assert!(queues.push(deliveries(1, 0..LARGE as u64 - 1)).is_empty());
         let mut now = Instant::now();
-        // For less than a second, as long as it has more than half of the room.
         for _ in 0..10 {
-            assert_eq!(queues.take_parts(Instant::now()).len(), 1);
+            assert_eq!(queues.take_parts(now).len(), 1);
             assert_eq!(queues.flow_changes(now), []);
-            now += PAUSE_AFTER / 2;
+            now += LONG_TRANSACTION;
             assert_eq!(queues.flow_changes(now), []);
-            queues.end_part(1, Instant::now());
+            queues.end_part(1, now);
         }
-        assert_eq!(queues.take_parts(Instant::now()).len(), 1);
+        assert_eq!(queues.take_parts(now).len(), 1);
         assert_eq!(queues.flow_changes(now), []);
         assert_eq!(queues.flow_changes(now + PAUSE_AFTER), [(1, true)]);
     }
@@ -284,16 +287,16 @@ mod tests {
     fn a_partition_that_goes_on_does_not_keep_half_of_the_room() {
         let mut queues = PartitionQueues::default();
         assert!(queues.push(deliveries(1, 0..MAX_DELIVERIES as u64)).is_empty());
-        let (began, step) = (Instant::now(), PAUSE_AFTER / 2);
+        let (began, step) = (Instant::now(), SHORT_PART);
         let mut now = began;
         // As fast as it goes on, more arrives.
         let paused_at = loop {
-            assert_eq!(queues.take_parts(Instant::now()).len(), 1);
+            assert_eq!(queues.take_parts(now).len(), 1);
             if !queues.flow_changes(now).is_empty() {
                 break now;
             }
             now += step;
-            queues.end_part(1, Instant::now());
+            queues.end_part(1, now);
             assert!(queues.push(deliveries(1, 0..FIRST_PART as u64)).is_empty());
         };
         assert!((LARGE_FOR..LARGE_FOR + 2 * step).contains(&(paused_at - began)), "{:?}", paused_at - began);
@@ -310,11 +313,32 @@ mod tests {
             queues.end_part(1, now);
             size
         };
-        let sizes = [(); 5].map(|()| next_part(&mut queues, SHORT_PART / 2));
-        assert_eq!(sizes, [500, 1000, 2000, 4000, 4000]);
-        let sizes = [(); 3].map(|()| next_part(&mut queues, LONG_PART / 2));
-        assert_eq!(sizes, [4000, 4000, 4000]);
-        let sizes = [(); 9].map(|()| next_part(&mut queues, LONG_PART * 2));
-        assert_eq!(sizes, [4000, 2000, 1000, 500, 250, 125, 62, 32, 32]);
+        let sizes = [(); 4].map(|()| next_part(&mut queues, SHORT_PART / 2));
+        assert_eq!(sizes, [500, 1000, 2000, 2000]);
+        let sizes = [(); 3].map(|()| next_part(&mut queues, SHORT_PART * 2));
+        assert_eq!(sizes, [2000, 2000, 2000]);
+        let sizes = [(); 8].map(|()| next_part(&mut queues, LONG_TRANSACTION * 2));
+        assert_eq!(sizes, [2000, 1000, 500, 250, 125, 62, 32, 32]);
+    }
+
+    #[test]
+    fn the_time_of_a_part_that_is_not_full_does_not_change_the_limit() {
+        let mut queues = PartitionQueues::default();
+        let mut now = Instant::now();
+        for took in [SHORT_PART / 2, LONG_TRANSACTION * 2] {
+            assert!(queues.push(deliveries(1, 0..3)).is_empty());
+            assert_eq!(queues.take_parts(now)[0].len(), 3);
+            assert!(queues.push(deliveries(1, 0..1)).is_empty());
+            now += took;
+            queues.end_part(1, now);
+            assert_eq!(queues.take_parts(now)[0].len(), 1);
+            assert!(queues.push(deliveries(1, 0..FIRST_PART as u64 + 1)).is_empty());
+            queues.end_part(1, now);
+            assert_eq!(queues.take_parts(now)[0].len(), FIRST_PART);
+            now += SHORT_PART;
+            queues.end_part(1, now);
+            let _ = queues.take_parts(now);
+            queues.end_part(1, now);
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! Processes the records of a partition in order: in one transaction, or one by one if that fails. [`PartitionWorker`].
+//! Processes the records of a partition in order: many in one transaction, and one that fails in a transaction of its own.
+//! [`PartitionWorker`].
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use onceward::adapter::Delivery;
@@ -20,6 +21,8 @@ use crate::ready_first;
 
 /// The delay before a retry while the database is unavailable.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// A transaction without keys has no further record after this time: it holds locks, and a rebalance waits for it.
+pub(super) const LONG_TRANSACTION: Duration = Duration::from_millis(250);
 /// The shortest wait for a key that is claimed elsewhere.
 const MIN_CLAIM_WAIT: Duration = Duration::from_millis(10);
 
@@ -87,11 +90,13 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
                 let end = self.process_alone(owner, rest[0]).await;
                 ends.push(end);
                 plan.ended_alone(end == RecordOutcome::AlreadyCommitted);
+            } else if self.shutdown.is_cancelled() {
+                ends.push(RecordOutcome::Abandoned);
             } else {
                 match self.process_together(owner, &rest[..together]).await {
                     Ok(ended) => {
+                        plan.ended_together(ended.len());
                         ends.extend(ended);
-                        plan.ended_together();
                     }
                     Err(failure) => plan.failed(failure, together),
                 }
@@ -110,8 +115,8 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
         }
     }
 
-    /// Processes all messages in one transaction. Returns their outcomes; nothing is committed after an error, except perhaps all by
-    /// an unanswered commit.
+    /// Processes messages in one transaction: all of them, or those that there is time for. Returns their outcomes; nothing is committed
+    /// after an error, except perhaps all by an unanswered commit.
     async fn process_together(
         &self,
         owner: &Ownership,
@@ -119,8 +124,19 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
     ) -> Result<Vec<RecordOutcome>, TogetherFailure> {
         let store = &self.owned.store;
         let (mut open, decisions) = self.begin(messages).await.map_err(|_| TogetherFailure::Transaction)?;
+        let began = Instant::now();
         let mut ends = Vec::with_capacity(messages.len());
         for (message, decision) in messages.iter().zip(&decisions) {
+            if !ends.is_empty() && self.must_end(began) {
+                if self.marker.is_none() {
+                    break;
+                }
+                // Keys are completed in it whose effects are missing.
+                if self.shutdown.is_cancelled() {
+                    store.rollback(open).await;
+                    return Ok(vec![RecordOutcome::Abandoned]);
+                }
+            }
             let ended = match decision {
                 KeyDecision::Run => self.run(&mut open, message).await.map(|()| RecordOutcome::Committed),
                 KeyDecision::Duplicate => Ok(RecordOutcome::Duplicate),
@@ -138,13 +154,18 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
                 }
             }
         }
-        match store.commit_at(open, &self.owned.scope, &to_mark_request(owner, messages), None).await {
+        let mark = to_mark_request(owner, &messages[..ends.len()]);
+        match store.commit_at(open, &self.owned.scope, &mark, None).await {
             Ok(MarkedCommit::Committed) => Ok(ends),
-            Ok(MarkedCommit::NotOwner) => Ok(vec![self.not_owner(owner); messages.len()]),
-            // Which of them was committed before is determined one by one.
-            Ok(MarkedCommit::Processed | MarkedCommit::Fenced) => Err(TogetherFailure::Position),
-            Err(_) => Err(TogetherFailure::Commit),
+            Ok(MarkedCommit::NotOwner) => Ok(vec![self.not_owner(owner); ends.len()]),
+            Err(error) if error.is_retryable() => Err(TogetherFailure::Unanswered),
+            Ok(MarkedCommit::Processed | MarkedCommit::Fenced) | Err(_) => Err(TogetherFailure::Commit),
         }
+    }
+
+    /// True if a transaction should have no further record.
+    fn must_end(&self, began: Instant) -> bool {
+        began.elapsed() > LONG_TRANSACTION || self.shutdown.is_cancelled()
     }
 
     /// Processes one record until its effect is durable or it has failed permanently.

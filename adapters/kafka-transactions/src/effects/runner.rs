@@ -29,14 +29,15 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// When a partition is assigned, this process takes ownership of it in the database, under a new epoch, and continues at the
 /// position in the database, whatever offset the group has committed. Every transaction ends with a statement that requires the
 /// owner's epoch, so that a process that was paused while another one took over commits nothing. The records of a partition are
-/// processed in order, those that wait in one transaction, or one by one if that fails; partitions are processed concurrently.
+/// processed in order, those that wait in one transaction, and one that fails in a transaction of its own; partitions are processed
+/// concurrently.
 ///
 /// Without [`keys`](EffectsConfig::keys) a record that a producer has sent twice is two records. With them it is one, on whichever
 /// partitions its copies are: its key is completed in the same transaction. A record that failed permanently completes no key: a
 /// record moved back from the dead-letter topic runs again, and so does a copy.
 ///
-/// Effects outside the database may happen again. After an unanswered commit the position in the database decides whether the
-/// handler runs again.
+/// Effects outside the database may happen again: after an unanswered commit handlers run once more, in a transaction that the position
+/// in the database lets commit only if the earlier one did not.
 #[derive(Debug)]
 pub struct KafkaEffects {
     config: EffectsConfig,
