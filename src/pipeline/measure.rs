@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn values_are_counted_where_they_come_in_a_row() {
         let mut values = CountedValues::default();
-        values.pass_on(|_| panic!("there are none"));
+        values.pass_on(|_| panic!("nothing was added"));
         [0.0, 0.0, 1.0, 1.0, 3.0, 1.0].into_iter().for_each(|value| values.add(value));
         let mut passed = Vec::new();
         values.pass_on(|values| passed.extend_from_slice(values));

@@ -120,9 +120,8 @@ pub trait Observer: Send + Sync + 'static {
     /// Values of `measure`, each with how often it was observed: those of which a batch has many that are the same, as its waits and
     /// attempts. [`observe`](Self::observe) gets them unless this is overridden, which is cheaper for histograms.
     fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
-        for (value, count) in values {
-            (0..*count).for_each(|_| self.observe(measure, &[*value]));
-        }
+        let each = |(value, count): &(f64, u64)| (0..*count).map(|_| *value).collect::<Vec<_>>();
+        self.observe(measure, &values.iter().flat_map(each).collect::<Vec<_>>());
     }
 
     /// One of the values that were observed last, and the span of its delivery: the slowest handler run of a batch, the longest

@@ -1,4 +1,4 @@
-//! How many records of a part the next transaction has: [`PartPlan`].
+//! The sizes of the transactions of a part: [`PartPlan`].
 
 /// Why a transaction of several records committed nothing, or may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

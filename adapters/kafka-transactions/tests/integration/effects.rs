@@ -48,10 +48,13 @@ fn extractor() -> KeyExtractor {
     KeyExtractor::new(&scope(), vec![KeySource::Header(ID.into())])
 }
 
-/// The effect is the payload; "broken" fails for good.
+/// The effect is the payload; "broken" fails for good, and what begins with "slow" takes a while.
 async fn note((): (), message: Message, tx: &mut MemoryTransaction) -> Handled {
     let text = String::from_utf8_lossy(message.payload());
     tx.effect(&*text);
+    if text.starts_with("slow") {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     if text == "broken" { Err(HandlerError::permanent("broken")) } else { Ok(()) }
 }
 
@@ -198,6 +201,26 @@ async fn records_that_fail_become_letters_and_those_around_them_have_their_effec
     let expected: Vec<_> = (0..60).map(payload).filter(|payload| payload != "broken").collect();
     assert_eq!(stage.inbox.effects(), expected);
     assert_eq!(stage.reasons(4).await, ["broken: permanent"; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_with_slow_handlers_ends_early_and_so_does_a_shutdown() {
+    let stage = Stage::new(1).await;
+    let expected: Vec<_> = (0..40).map(|number| format!("slow {number}")).collect();
+    for payload in &expected {
+        stage.send(0, None, payload).await;
+    }
+    let running = stage.start_without_keys();
+    until("a transaction is committed", || !stage.inbox.effects().is_empty()).await;
+    let summary = running.stop().await;
+    let effects = stage.inbox.effects();
+    assert!(effects.len() < expected.len(), "all in one transaction");
+    assert_eq!((summary.records, &effects[..]), (effects.len() as u64, &expected[..effects.len()]));
+    let running = stage.start_without_keys();
+    stage.input.wait_committed(&[40]).await;
+    let summary = running.stop().await;
+    assert_eq!((summary.records, summary.known), ((expected.len() - effects.len()) as u64, 0));
+    assert_eq!(stage.inbox.effects(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

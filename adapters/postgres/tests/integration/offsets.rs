@@ -122,7 +122,7 @@ async fn an_owner_finds_what_the_last_one_had_processed() {
     assert_eq!(place.process(&third, 90).await, MarkedCommit::Committed);
     let fourth = place.store.own(&scope(), &partition(0)).await.unwrap();
     assert_eq!((fourth.watermark, &fourth.done[..]), (Some(92), &[][..]));
-    // Nor is there anything between the offsets of a transaction, if the owner says so.
+    // The owner reports that nothing is missing between the offsets of the transaction.
     let open = place.effect(99).await;
     let request = MarkRequest { floor: 100, ..mark(&fourth, &[95, 99]) };
     let committed = place.store.commit_at(open, &scope(), &request, None).await.unwrap();
