@@ -120,7 +120,8 @@ pub trait Observer: Send + Sync + 'static {
     /// Values of `measure`, each with how often it was observed: those of which a batch has many that are the same, as its waits and
     /// attempts. [`observe`](Self::observe) gets them unless this is overridden, which is cheaper for histograms.
     fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
-        let each = |(value, count): &(f64, u64)| (0..*count).map(|_| *value).collect::<Vec<_>>();
+        let each =
+            |(value, count): &(f64, u64)| std::iter::repeat_n(*value, usize::try_from(*count).unwrap_or(0));
         self.observe(measure, &values.iter().flat_map(each).collect::<Vec<_>>());
     }
 

@@ -7,10 +7,11 @@ pub(super) enum TogetherFailure {
     Transaction,
     /// The record at this index failed, or requires a transaction of its own.
     Record(usize),
-    /// One of them cannot be committed, and it is not known which: its position was committed before, or a deferred constraint fails.
-    Commit,
-    /// The commit was not answered.
-    Unanswered,
+    /// Of so many records one cannot be committed, and it is not known which: its position was committed before, or a deferred constraint
+    /// fails.
+    Commit(usize),
+    /// The commit of so many records was not answered.
+    Unanswered(usize),
 }
 
 /// How many records the next transaction of a part has. A record that failed runs in a transaction of its own, and those before it in
@@ -54,8 +55,8 @@ impl PartPlan {
         }
     }
 
-    /// A transaction of `records` failed.
-    pub(super) fn failed(&mut self, failure: TogetherFailure, records: usize) {
+    /// A transaction of several records failed.
+    pub(super) fn failed(&mut self, failure: TogetherFailure) {
         self.failures += 1;
         let more = 1_usize << (self.failures - 1).min(10);
         let was_shortened = std::mem::take(&mut self.before_failed) > 0;
@@ -64,10 +65,10 @@ impl PartPlan {
             TogetherFailure::Record(index) => (self.before_failed, self.alone) = (index, more),
             TogetherFailure::Transaction => self.alone += more,
             // Once: it may have been too large to be committed in time.
-            TogetherFailure::Unanswered if self.failures == 1 => {
+            TogetherFailure::Unanswered(records) if self.failures == 1 => {
                 (self.alone, self.is_unanswered) = (records, true)
             }
-            TogetherFailure::Commit | TogetherFailure::Unanswered => self.alone += records,
+            TogetherFailure::Commit(records) | TogetherFailure::Unanswered(records) => self.alone += records,
         }
     }
 }
@@ -89,7 +90,7 @@ mod tests {
     fn all_run_together_until_one_fails_and_those_before_it_without_it() {
         let mut plan = PartPlan::default();
         assert_eq!(plan.together(100), 100);
-        plan.failed(TogetherFailure::Record(40), 100);
+        plan.failed(TogetherFailure::Record(40));
         assert_eq!(plan.together(100), 40);
         plan.ended_together(40);
         assert_eq!(plan.together(60), 1, "the one that failed");
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn a_transaction_that_ended_early_leaves_the_rest_before_the_failed_one_together() {
         let mut plan = PartPlan::default();
-        plan.failed(TogetherFailure::Record(40), 100);
+        plan.failed(TogetherFailure::Record(40));
         plan.ended_together(15);
         assert_eq!(plan.together(85), 25);
         plan.ended_together(25);
@@ -110,7 +111,7 @@ mod tests {
     #[test]
     fn one_record_before_the_failed_one_is_alone_as_well() {
         let mut plan = PartPlan::default();
-        plan.failed(TogetherFailure::Record(1), 3);
+        plan.failed(TogetherFailure::Record(1));
         for left in [3, 2] {
             assert_eq!(plan.together(left), 1);
             plan.ended_alone(false);
@@ -125,7 +126,7 @@ mod tests {
         while left > 0 {
             if plan.together(left) > 1 {
                 failed += 1;
-                plan.failed(TogetherFailure::Record(0), left);
+                plan.failed(TogetherFailure::Record(0));
             } else {
                 plan.ended_alone(false);
                 left -= 1;
@@ -137,25 +138,25 @@ mod tests {
     #[test]
     fn after_an_unanswered_commit_the_first_record_decides() {
         let mut plan = PartPlan::default();
-        plan.failed(TogetherFailure::Unanswered, 50);
+        plan.failed(TogetherFailure::Unanswered(50));
         assert_eq!(plan.together(80), 1);
         plan.ended_alone(false);
         assert_eq!(plan.together(79), 79, "nothing was committed");
-        plan.failed(TogetherFailure::Unanswered, 79);
+        plan.failed(TogetherFailure::Unanswered(79));
         assert_eq!(count_alone(&mut plan, false), 79, "no second try together");
         let mut plan = PartPlan::default();
-        plan.failed(TogetherFailure::Unanswered, 50);
+        plan.failed(TogetherFailure::Unanswered(50));
         assert_eq!(count_alone(&mut plan, true), 50, "all were committed");
     }
 
     #[test]
     fn a_shortened_transaction_that_fails_and_one_that_cannot_be_committed_run_one_by_one() {
         let mut plan = PartPlan::default();
-        plan.failed(TogetherFailure::Record(5), 9);
-        plan.failed(TogetherFailure::Record(2), 5);
+        plan.failed(TogetherFailure::Record(5));
+        plan.failed(TogetherFailure::Record(2));
         // The two before the failed one, it and one more, as it is the second failure, and one for the first failure.
         assert_eq!(count_alone(&mut plan, false), 2 + 2 + 1);
-        plan.failed(TogetherFailure::Commit, 7);
+        plan.failed(TogetherFailure::Commit(7));
         assert_eq!(count_alone(&mut plan, true), 7);
     }
 }

@@ -21,7 +21,7 @@ use crate::ready_first;
 
 /// The delay before a retry while the database is unavailable.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-/// A transaction without keys has no further record after this time: it holds locks, and a rebalance waits for it.
+/// A transaction without keys has no further record after this time: it holds locks.
 pub(super) const LONG_TRANSACTION: Duration = Duration::from_millis(250);
 /// The shortest wait for a key that is claimed elsewhere.
 const MIN_CLAIM_WAIT: Duration = Duration::from_millis(10);
@@ -98,7 +98,7 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
                         plan.ended_together(ended.len());
                         ends.extend(ended);
                     }
-                    Err(failure) => plan.failed(failure, together),
+                    Err(failure) => plan.failed(failure),
                 }
             }
         }
@@ -158,8 +158,10 @@ impl<S: PositionStore, H: TxHandler<S>> PartitionWorker<S, H> {
         match store.commit_at(open, &self.owned.scope, &mark, None).await {
             Ok(MarkedCommit::Committed) => Ok(ends),
             Ok(MarkedCommit::NotOwner) => Ok(vec![self.not_owner(owner); ends.len()]),
-            Err(error) if error.is_retryable() => Err(TogetherFailure::Unanswered),
-            Ok(MarkedCommit::Processed | MarkedCommit::Fenced) | Err(_) => Err(TogetherFailure::Commit),
+            Err(error) if error.is_retryable() => Err(TogetherFailure::Unanswered(ends.len())),
+            Ok(MarkedCommit::Processed | MarkedCommit::Fenced) | Err(_) => {
+                Err(TogetherFailure::Commit(ends.len()))
+            }
         }
     }
 

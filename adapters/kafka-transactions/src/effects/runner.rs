@@ -36,8 +36,9 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// partitions its copies are: its key is completed in the same transaction. A record that failed permanently completes no key: a
 /// record moved back from the dead-letter topic runs again, and so does a copy.
 ///
-/// Effects outside the database may happen again: after an unanswered commit handlers run once more, in a transaction that the position
-/// in the database lets commit only if the earlier one did not.
+/// Effects outside the database may happen again: a handler runs once more after its transaction was rolled back, because of another
+/// record, a shutdown or a lost partition. It also does after an unanswered commit, in a transaction that the position in the database
+/// lets commit only if the earlier one did not.
 #[derive(Debug)]
 pub struct KafkaEffects {
     config: EffectsConfig,

@@ -206,7 +206,7 @@ async fn records_that_fail_become_letters_and_those_around_them_have_their_effec
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_with_slow_handlers_ends_early_and_so_does_a_shutdown() {
     let stage = Stage::new(1).await;
-    let expected: Vec<_> = (0..40).map(|number| format!("slow {number}")).collect();
+    let expected: Vec<_> = (0..80).map(|number| format!("slow {number}")).collect();
     for payload in &expected {
         stage.send(0, None, payload).await;
     }
@@ -214,10 +214,10 @@ async fn a_transaction_with_slow_handlers_ends_early_and_so_does_a_shutdown() {
     until("a transaction is committed", || !stage.inbox.effects().is_empty()).await;
     let summary = running.stop().await;
     let effects = stage.inbox.effects();
-    assert!(effects.len() < expected.len(), "all in one transaction");
+    assert!(effects.len() < expected.len(), "all were committed before the shutdown");
     assert_eq!((summary.records, &effects[..]), (effects.len() as u64, &expected[..effects.len()]));
     let running = stage.start_without_keys();
-    stage.input.wait_committed(&[40]).await;
+    stage.input.wait_committed(&[80]).await;
     let summary = running.stop().await;
     assert_eq!((summary.records, summary.known), ((expected.len() - effects.len()) as u64, 0));
     assert_eq!(stage.inbox.effects(), expected);
