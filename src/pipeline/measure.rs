@@ -10,6 +10,7 @@ use tracing::Span;
 
 use crate::active_claim::ActiveClaim;
 use crate::message::Message;
+use crate::pipeline::run_clock::RunClock;
 use crate::store::TraceContext;
 use crate::telemetry::{Counter, Counters, KeySighting, LetterSighting, Measure, Observer};
 
@@ -21,15 +22,15 @@ pub(crate) struct Measurer(Option<Arc<Measuring>>);
 struct Measuring {
     observer: Arc<dyn Observer>,
     since: Instant,
-    /// The end of the latest run, in nanoseconds `since`. The runs of a round are given the time at which the round began;
-    /// one that starts behind others starts at the end of the one before it. So each run reads the clock once.
-    latest: AtomicU64,
+    /// Unique in this process, and not 0.
+    pipeline: u64,
 }
 
 impl Measuring {
     fn new(observer: Arc<dyn Observer>) -> Self {
-        let since = Instant::now();
-        Self { observer, since, latest: AtomicU64::new(0) }
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+        let pipeline = LATEST.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { observer, since: Instant::now(), pipeline }
     }
 
     /// Nanoseconds: enough for five centuries.
@@ -45,11 +46,22 @@ pub(crate) struct RoundTime {
     pub(crate) now: Instant,
     /// If there is an observer, in nanoseconds since its pipeline began: to subtract for each run would cost too much.
     nanoseconds: u64,
+    may_share: bool,
+}
+
+impl RoundTime {
+    /// For a run behind which another one of its round begins: its end may need no reading of its own.
+    pub(crate) fn shared(self) -> Self {
+        Self { may_share: true, ..self }
+    }
 }
 
 /// When a run began, in nanoseconds since its pipeline began.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RunBegan(u64);
+pub(crate) struct RunBegan {
+    at: u64,
+    may_share: bool,
+}
 
 impl Measurer {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
@@ -78,25 +90,30 @@ impl Measurer {
 
     /// The clock was read at `now`.
     pub(crate) fn round_time(&self, now: Instant) -> RoundTime {
-        RoundTime { now, nanoseconds: self.0.as_ref().map_or(0, |measuring| measuring.nanoseconds(now)) }
+        let nanoseconds = self.0.as_ref().map_or(0, |measuring| measuring.nanoseconds(now));
+        RoundTime { now, nanoseconds, may_share: false }
     }
 
     /// When the run that begins here has started, if there is an observer; the clock was read at `time`, and not since.
     pub(crate) fn run_started(&self, time: &RoundTime) -> Option<RunBegan> {
         let measuring = self.0.as_ref()?;
-        Some(RunBegan(time.nanoseconds.max(measuring.latest.load(Ordering::Relaxed))))
+        let at = RunClock::with(measuring.pipeline, |clock| clock.begin(time.nanoseconds));
+        Some(RunBegan { at, may_share: time.may_share })
     }
 
-    /// Notes in `claim` the time since [`run_started`](Self::run_started).
-    pub(crate) fn run_ended(&self, started: Option<RunBegan>, claim: &ActiveClaim) {
-        if let (Some(measuring), Some(RunBegan(started))) = (&self.0, started) {
-            let now = measuring.nanoseconds(Instant::now());
-            // Of runs that end at the same time, any one is the latest.
-            if now > measuring.latest.load(Ordering::Relaxed) {
-                measuring.latest.store(now, Ordering::Relaxed);
+    /// Notes in `claim` the time since [`run_started`](Self::run_started). `at_once`: that was in the same poll.
+    pub(crate) fn run_ended(&self, started: Option<RunBegan>, claim: &ActiveClaim, at_once: bool) {
+        let (Some(measuring), Some(started)) = (&self.0, started) else { return };
+        claim.ran(RunClock::with(measuring.pipeline, |clock| {
+            if at_once
+                && started.may_share
+                && let Some(nanoseconds) = clock.estimate()
+            {
+                return nanoseconds;
             }
-            claim.ran(now.saturating_sub(started));
-        }
+            let now = measuring.nanoseconds(Instant::now());
+            if at_once { clock.read(started.at, now) } else { clock.waited(started.at, now) }
+        }));
     }
 
     pub(crate) fn observe(&self, measure: Measure, values: &[f64]) {

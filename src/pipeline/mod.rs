@@ -26,6 +26,7 @@ mod receipt;
 mod record;
 mod reply;
 mod run;
+mod run_clock;
 mod runnable;
 mod runner;
 mod sequence;

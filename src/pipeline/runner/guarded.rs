@@ -32,10 +32,10 @@ pub(super) async fn guarded<R, T, F: Future<Output = Result<T, HandlerError>>>(
     let limit = context.config.handler_timeout;
     // The output stays here: each future around the run would move it once more.
     let mut output = None;
-    let (ended, overran) = {
+    let (ended, overran, at_once) = {
         let run = AssertUnwindSafe(async { output = Some(run().await) });
         let mut run = pin!(OptionFuture::from(Some(run.catch_unwind())));
-        let mut ended = within(limit, time.now, run.as_mut()).await;
+        let Within { output: mut ended, at_once } = within(limit, time.now, run.as_mut()).await;
         let overran = ended.is_none();
         if overran {
             claim.cancel();
@@ -46,10 +46,10 @@ pub(super) async fn guarded<R, T, F: Future<Output = Result<T, HandlerError>>>(
         // The future goes before the claim does. A panic of its destructors stays here and changes nothing: how the run
         // ended is known by now.
         let _ = catch_unwind(AssertUnwindSafe(|| run.set(OptionFuture::default())));
-        (ended.flatten(), overran)
+        (ended.flatten(), overran, at_once)
     };
     claim.returned();
-    context.measurer.run_ended(started, claim);
+    context.measurer.run_ended(started, claim, at_once);
     failpoints::hit(Step::EffectDone);
     match (ended, output) {
         (Some(Err(panic)), _) => {
@@ -73,20 +73,28 @@ fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
     HandlerError::retry(format!("the handler panicked: {}", text.unwrap_or("without a text")))
 }
 
-/// Awaits `future` for so long after `since`; `None`: it is still pending then. As tokio's timeout, but a timer is made only for a
+/// How a future ended within a time.
+struct Within<T> {
+    /// `None`: it is pending still.
+    output: Option<T>,
+    /// It was ready at its first poll.
+    at_once: bool,
+}
+
+/// Awaits `future` for so long after `since`. As tokio's timeout, but a timer is made only for a
 /// future that is pending at its first poll, and it fires whatever of tokio's budget the future leaves.
 fn within<F: Future>(
     limit: Duration,
     since: Instant,
     mut future: Pin<&mut F>,
-) -> impl Future<Output = Option<F::Output>> {
+) -> impl Future<Output = Within<F::Output>> {
     let mut timer = None;
     poll_fn(move |context| {
         if let Poll::Ready(output) = future.as_mut().poll(context) {
-            return Poll::Ready(Some(output));
+            return Poll::Ready(Within { output: Some(output), at_once: timer.is_none() });
         }
         let timer = timer.get_or_insert_with(|| Box::pin(unconstrained(sleep_until(since + limit))));
-        timer.as_mut().poll(context).map(|()| None)
+        timer.as_mut().poll(context).map(|()| Within { output: None, at_once: false })
     })
 }
 
@@ -116,7 +124,7 @@ mod tests {
         tokio::select! {
             biased;
             () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it goes on"),
-            ended = within(limit, Instant::now(), busy) => assert!(ended.is_none()),
+            ended = within(limit, Instant::now(), busy) => assert!(ended.output.is_none()),
         }
     }
 
@@ -125,9 +133,11 @@ mod tests {
         let began = Instant::now();
         let second = Duration::from_secs(1);
         tokio::time::advance(2 * second).await;
-        assert_eq!(within(3 * second, began, pin!(tokio::time::sleep(2 * second))).await, None);
-        assert_eq!(began.elapsed(), 3 * second);
-        assert_eq!(within(5 * second, began, pin!(tokio::time::sleep(second))).await, Some(()));
-        assert_eq!(within(second, began, pin!(std::future::ready(7))).await, Some(7), "it is ready at once");
+        let late = within(3 * second, began, pin!(tokio::time::sleep(2 * second))).await;
+        assert_eq!((late.output, late.at_once, began.elapsed()), (None, false, 3 * second));
+        let waited = within(5 * second, began, pin!(tokio::time::sleep(second))).await;
+        assert_eq!((waited.output, waited.at_once), (Some(()), false));
+        let ready = within(second, began, pin!(std::future::ready(7))).await;
+        assert_eq!((ready.output, ready.at_once), (Some(7), true), "whatever the time");
     }
 }
