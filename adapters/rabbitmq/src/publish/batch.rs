@@ -18,8 +18,20 @@ pub(crate) struct BatchSender<'a> {
     channel: Option<Channel>,
     refusals: &'a RefusalMemory,
     publishings: &'a Publishings,
+    connection_failed: bool,
     /// `None`: unknown so far.
     results: Vec<Option<Result<(), Error>>>,
+}
+
+/// What a batch leaves behind.
+pub(crate) struct SentBatch {
+    /// The channel, if it is open.
+    pub(crate) channel: Option<Channel>,
+    /// The connection failed and must not be used again. It reports to waiting calls before its own state changes, and a channel that
+    /// is opened on it in between never opens.
+    pub(crate) connection_failed: bool,
+    /// The result of each message; `None` where it is unknown.
+    pub(crate) results: Vec<Option<Result<(), Error>>>,
 }
 
 /// The connection failed.
@@ -37,12 +49,12 @@ impl<'a> BatchSender<'a> {
             Err(error) => Some(Err(error.clone())),
         };
         let results = publishings.iter().map(known_result).collect();
-        Self { connection, channel, refusals, publishings, results }
+        Self { connection, channel, refusals, publishings, connection_failed: false, results }
     }
 
-    /// Returns the channel if it is open, and the result of each message; `None` where it is unknown.
-    pub(crate) fn end(self) -> (Option<Channel>, Vec<Option<Result<(), Error>>>) {
-        (self.channel, self.results)
+    pub(crate) fn end(self) -> SentBatch {
+        let Self { channel, connection_failed, results, .. } = self;
+        SentBatch { channel, connection_failed, results }
     }
 
     /// Publishes all messages.
@@ -52,6 +64,7 @@ impl<'a> BatchSender<'a> {
     pub(crate) async fn run(&mut self) {
         if let Err(ConnectionLost(error)) = self.send_all().await {
             self.channel = None;
+            self.connection_failed = true;
             let error = publish_error(error);
             for result in self.results.iter_mut().filter(|result| result.is_none()) {
                 *result = Some(Err(error.clone()));
@@ -117,13 +130,14 @@ impl<'a> BatchSender<'a> {
             Some(channel) => channel,
             None => open_channel(self.connection).await.map_err(ConnectionLost)?,
         };
-        let mut cause = None;
+        let (mut cause, mut lost) = (None, false);
         let mut interrupted = Vec::new();
         for (index, outcome) in indices.into_iter().zip(confirms::publish(&channel, &publishings).await) {
             match outcome {
                 ConfirmOutcome::Answered(result) => self.results[index] = Some(result),
                 ConfirmOutcome::Interrupted(error) => {
                     interrupted.push(index);
+                    lost |= !is_of_channel(&error);
                     // The others only report that the channel is closed.
                     if cause.is_none() || error.is_amqp_soft_error() {
                         cause = Some(error);
@@ -135,9 +149,7 @@ impl<'a> BatchSender<'a> {
             self.channel = Some(channel);
             return Ok(());
         };
-        let of_channel = cause.is_amqp_soft_error()
-            || matches!(cause.kind(), Lapin::InvalidChannel(_) | Lapin::InvalidChannelState(..));
-        if !of_channel || !self.connection.status().connected() {
+        if lost || !self.connection.status().connected() {
             return Err(ConnectionLost(cause));
         }
         let refused = self.refusals.learn(&cause);
@@ -151,4 +163,10 @@ impl<'a> BatchSender<'a> {
         }
         Ok(())
     }
+}
+
+/// The error closes no more than a channel.
+fn is_of_channel(error: &lapin::Error) -> bool {
+    error.is_amqp_soft_error()
+        || matches!(error.kind(), Lapin::InvalidChannel(_) | Lapin::InvalidChannelState(..))
 }

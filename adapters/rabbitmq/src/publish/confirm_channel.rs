@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::connection::connector::AmqpConnector;
 use crate::error;
-use crate::publish::batch::BatchSender;
+use crate::publish::batch::{BatchSender, SentBatch};
 use crate::publish::confirms::{OPERATION, open_channel, publish_error};
 use crate::publish::publishing::Publishings;
 use crate::publish::refusals::RefusalMemory;
@@ -82,7 +82,7 @@ impl ConfirmChannel {
             Err(_) => return all(&timed_out("the broker cannot be reached")),
         };
         // A blocked connection writes nothing; messages would accumulate in memory and be repeated anyway.
-        while open.connection.status().blocked() {
+        while open.connection.status().blocked() && open.connection.status().connected() {
             if Instant::now() + BLOCKED_POLL >= deadline {
                 *slot = Some(open);
                 return all(&blocked_error());
@@ -99,11 +99,16 @@ impl ConfirmChannel {
             Ok(publishings) => publishings,
             Err(_) => return all(&timed_out("the broker did not answer")),
         };
+        // A queue of the batch could not be declared because the connection failed.
+        let failed_before = publishings
+            .iter()
+            .any(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable));
         let mut sender = BatchSender::new(&connection, channel, &self.refusals, &publishings);
         let in_time = tokio::time::timeout_at(deadline, sender.run()).await.is_ok();
-        let (channel, results) = sender.end();
+        let SentBatch { channel, connection_failed, results } = sender.end();
         let is_blocked = connection.status().blocked();
-        if connection.status().connected() && (in_time || is_blocked) {
+        let is_sound = !connection_failed && !failed_before && connection.status().connected();
+        if is_sound && (in_time || is_blocked) {
             // The channel of a batch that timed out is dropped, with its unread confirms.
             *slot = Some(ReusableChannel { connection, channel: channel.filter(|_| in_time) });
         }
