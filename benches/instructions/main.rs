@@ -2,9 +2,15 @@
 //!
 //! `instructions NAME MESSAGES` runs that many messages through the pipeline of `NAME`, over the memory broker and the memory store, on
 //! one thread. What surrounds the run is outside of [`counted_pipeline`], the function whose instructions count.
+//!
+//! `instructions telemetry MESSAGES ROUNDS [--json]` measures by the clock what histograms cost: the same pipeline with and without an
+//! observer in turns, so often and so briefly that what else the machine does concerns both. `scripts/bench` reads the lines of `--json`.
+
+#![allow(clippy::print_stdout)]
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use onceward::pipeline::config::{OnExhausted, Ordering, Policies};
 use onceward::telemetry::{Counter, Distribution, Measure, Observer};
@@ -19,19 +25,66 @@ const LANES: usize = 8;
 const COPIES: usize = 10;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` names no part.
-    let [name, messages] = &arguments[..] else { return };
-    let messages: usize = messages.parse().expect("a number of messages");
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["telemetry", messages, rounds] => compare(number(messages), number(rounds), false),
+        ["telemetry", messages, rounds, "--json"] => compare(number(messages), number(rounds), true),
+        [name, messages] => drop(run(name, number(messages))),
+        // `cargo bench` names no part.
+        _ => {}
+    }
+}
+
+fn number(argument: &str) -> usize {
+    argument.parse().unwrap_or_else(|error| panic!("{argument} is no number: {error}"))
+}
+
+/// Runs a part, and returns how long its pipeline took.
+fn run(name: &str, messages: usize) -> Duration {
     let (distinct, config) = part(name, messages).unwrap_or_else(|| panic!("no part {name}"));
     let broker = broker(messages, distinct);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let observer = (name == WITH_HISTOGRAMS).then(|| Arc::new(Histograms::default()) as Arc<dyn Observer>);
+    let began = Instant::now();
     let summary = counted_pipeline(&runtime, &broker, config, observer);
+    let took = began.elapsed();
     assert_eq!(summary.handled() as usize, distinct);
     assert_eq!((summary.handled() + summary.duplicates()) as usize, messages);
+    took
 }
 
+/// The same pipeline without and with histograms, in turns; the first one of a round is the second of the next.
+fn compare(messages: usize, rounds: usize, json: bool) {
+    let mut ratios = Vec::with_capacity(rounds);
+    for round in 1..=rounds {
+        let mut names = [WITHOUT_HISTOGRAMS, WITH_HISTOGRAMS];
+        names.rotate_left(round % 2);
+        let mut times = names.map(|name| run(name, messages));
+        times.rotate_right(round % 2);
+        let [without, with] = times.map(|time| time.as_secs_f64());
+        let ratio = without / with;
+        ratios.push(ratio);
+        if json {
+            for (variant, seconds, to) in [
+                ("no observer", without, r#""relative_to":null,"ratio":null"#.to_owned()),
+                ("histograms", with, format!(r#""relative_to":"no observer","ratio":{ratio}"#)),
+            ] {
+                let rate = messages as f64 / seconds;
+                println!(
+                    r#"{{"bench":"telemetry","part":"distinct keys","variant":"{variant}","round":{round},"messages":{messages},"seconds":{seconds},"rate":{rate},{to}}}"#
+                );
+            }
+        }
+    }
+    if !json {
+        ratios.sort_by(f64::total_cmp);
+        let quarter = |of: usize| ratios[(rounds - 1) * of / 4];
+        println!("with histograms, of without: {:.3} ({:.3} to {:.3})", quarter(2), quarter(1), quarter(3));
+    }
+}
+
+const WITHOUT_HISTOGRAMS: &str = "distinct-keys";
 /// The part whose pipeline has an observer, as the program has one.
 const WITH_HISTOGRAMS: &str = "distinct-keys-with-histograms";
 
@@ -65,7 +118,7 @@ impl Observer for Histograms {
 fn part(name: &str, messages: usize) -> Option<(usize, PipelineConfig)> {
     let plain = PipelineConfig::default;
     Some(match name {
-        "distinct-keys" => (messages, plain()),
+        WITHOUT_HISTOGRAMS => (messages, plain()),
         WITH_HISTOGRAMS => (messages, plain()),
         "distinct-keys-without-fingerprints" => {
             (messages, PipelineConfig { fingerprint: Fingerprinting::Off, ..plain() })

@@ -66,6 +66,7 @@ TARGETS = [
     *(Target(f"{count} programs on one Redis, of one", ("program", "file + redis", f"{count} programs"), 1.0) for count in [2, 4, 8]),
     *(Target(f"{count} programs with a round trip of 1 ms, of one",
              ("program", "file + redis behind 1 ms, 16 in flight", f"{count} programs"), 0.75 * count) for count in [2, 4, 8]),
+    Target("pipeline with histograms, of one without", ("telemetry", "distinct keys", "histograms"), 1 / 1.03),
     Target("pipeline alone, with fingerprints", ("pipeline", "all", "distinct_keys"), 1e6, is_rate=True),
 ]
 
