@@ -29,17 +29,20 @@ pub(super) fn handle<R: Runner>(
     let groups = if draining { Vec::new() } else { groups(&mut starts, context.config.transaction_batch) };
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
     let mut taken = context.slots.as_ref().map(|slots| (slots, slots.take(runs(&starts))));
-    // The last run reads the clock. Where deliveries have spans each one does: the slowest of them is shown as itself.
-    let traced = starts.iter().any(|start| start.work().receipt.span().is_some());
-    let last = if traced { None } else { starts.iter().rposition(is_run) };
-    let single = SideBySide::new(starts.into_iter().enumerate().map(move |(number, start)| {
+    // The last run reads the clock; those before it may share its reading.
+    let mut to_share = if context.measurer.may_share() { runs(&starts).saturating_sub(1) } else { 0 };
+    let single = SideBySide::new(starts.into_iter().map(move |start| {
         let slot = match &mut taken {
             Some((slots, taken)) if is_run(&start) => {
                 taken.next().map_or(RunSlot::Wait(slots), RunSlot::Taken)
             }
             _ => RunSlot::NotNeeded,
         };
-        let time = if last.is_some_and(|last| number < last) { time.shared() } else { time };
+        let mut time = time;
+        if to_share > 0 && is_run(&start) {
+            to_share -= 1;
+            time = time.shared();
+        }
         start_one(context, start, slot, draining, time, &mut horizon)
     }));
     match grouped {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,13 +24,15 @@ struct Measuring {
     since: Instant,
     /// Unique in this process, and not 0.
     pipeline: u64,
+    /// A delivery had a span.
+    traced: AtomicBool,
 }
 
 impl Measuring {
     fn new(observer: Arc<dyn Observer>) -> Self {
         static LATEST: AtomicU64 = AtomicU64::new(0);
         let pipeline = LATEST.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { observer, since: Instant::now(), pipeline }
+        Self { observer, since: Instant::now(), pipeline, traced: AtomicBool::new(false) }
     }
 
     /// Nanoseconds: enough for five centuries.
@@ -58,10 +60,7 @@ impl RoundTime {
 
 /// When a run began, in nanoseconds since its pipeline began.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RunBegan {
-    at: u64,
-    may_share: bool,
-}
+pub(crate) struct RunBegan(u64);
 
 impl Measurer {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
@@ -81,6 +80,12 @@ impl Measurer {
         self.0.as_ref().map(|_| Instant::now())
     }
 
+    /// True if runs may share a reading of the clock: there is an observer, and no delivery has a span. The slowest of those with spans is
+    /// shown as itself.
+    pub(crate) fn may_share(&self) -> bool {
+        self.0.as_ref().is_some_and(|measuring| !measuring.traced.load(Ordering::Relaxed))
+    }
+
     /// Notes the time since [`start`](Self::start).
     pub(crate) fn stop(&self, measure: Measure, started: Option<Instant>) {
         if let (Some(observer), Some(started)) = (self.observer(), started) {
@@ -97,22 +102,27 @@ impl Measurer {
     /// When the run that begins here has started, if there is an observer; the clock was read at `time`, and not since.
     pub(crate) fn run_started(&self, time: &RoundTime) -> Option<RunBegan> {
         let measuring = self.0.as_ref()?;
-        let at = RunClock::with(measuring.pipeline, |clock| clock.begin(time.nanoseconds));
-        Some(RunBegan { at, may_share: time.may_share })
+        Some(RunBegan(RunClock::with(measuring.pipeline, |clock| clock.begin(time.nanoseconds))))
     }
 
-    /// Notes in `claim` the time since [`run_started`](Self::run_started). `at_once`: that was in the same poll.
-    pub(crate) fn run_ended(&self, started: Option<RunBegan>, claim: &ActiveClaim, at_once: bool) {
-        let (Some(measuring), Some(started)) = (&self.0, started) else { return };
+    /// Notes in `claim` the time since [`run_started`](Self::run_started) at `time`. `at_once`: that was in the same poll.
+    pub(crate) fn run_ended(
+        &self,
+        started: Option<RunBegan>,
+        time: &RoundTime,
+        claim: &ActiveClaim,
+        at_once: bool,
+    ) {
+        let (Some(measuring), Some(RunBegan(began))) = (&self.0, started) else { return };
         claim.ran(RunClock::with(measuring.pipeline, |clock| {
             if at_once
-                && started.may_share
+                && time.may_share
                 && let Some(nanoseconds) = clock.estimate()
             {
                 return nanoseconds;
             }
             let now = measuring.nanoseconds(Instant::now());
-            if at_once { clock.read(started.at, now) } else { clock.waited(started.at, now) }
+            if at_once { clock.read(began, now) } else { clock.waited(began, now) }
         }));
     }
 
@@ -178,8 +188,13 @@ impl Measurer {
 
     /// The span of a delivery that was received, if it has one.
     pub(crate) fn span(&self, message: &Message) -> Option<Span> {
-        let span = self.observer()?.span(message);
-        if span.is_none() { None } else { Some(span) }
+        let measuring = self.0.as_ref()?;
+        let span = measuring.observer.span(message);
+        if span.is_none() {
+            return None;
+        }
+        measuring.traced.store(true, Ordering::Relaxed);
+        Some(span)
     }
 
     /// What is kept of the span of a delivery with the completion of its key.

@@ -10,7 +10,7 @@ const SHARING: u32 = 8;
 const STEADY: u32 = 64;
 
 thread_local! {
-    static OF_THREAD: Cell<RunClock> = const { Cell::new(RunClock::new(0)) };
+    static OF_THREAD: RunClock = const { RunClock::new(0) };
 }
 
 /// The clock of the runs that follow each other on a thread. The first of a round begins when the round does, and each other one
@@ -22,83 +22,108 @@ thread_local! {
 /// the clock again for a while.
 ///
 /// All times are nanoseconds since the pipeline began.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct RunClock {
-    pipeline: u64,
+    pipeline: Cell<u64>,
     /// The latest reading.
-    read_at: u64,
+    read_at: Cell<u64>,
     /// What was given to the runs since.
-    given: u64,
-    sharing: u32,
+    given: Cell<u64>,
+    sharing: Cell<u32>,
     /// What a run takes, by the latest reading.
-    typical: u64,
+    typical: Cell<u64>,
     /// The readings in a row that found short runs.
-    steady: u32,
+    steady: Cell<u32>,
 }
 
 impl RunClock {
     const fn new(pipeline: u64) -> Self {
-        Self { pipeline, read_at: 0, given: 0, sharing: 0, typical: 0, steady: 0 }
+        Self {
+            pipeline: Cell::new(pipeline),
+            read_at: Cell::new(0),
+            given: Cell::new(0),
+            sharing: Cell::new(0),
+            typical: Cell::new(0),
+            steady: Cell::new(0),
+        }
     }
 
     /// Uses the clock of this thread, for the pipeline of this number.
     #[inline]
-    pub(super) fn with<T>(pipeline: u64, use_it: impl FnOnce(&mut Self) -> T) -> T {
-        let mut clock = OF_THREAD.get();
-        if clock.pipeline != pipeline {
-            clock = Self::new(pipeline);
-        }
-        let result = use_it(&mut clock);
-        OF_THREAD.set(clock);
-        result
+    pub(super) fn with<T>(pipeline: u64, use_it: impl FnOnce(&Self) -> T) -> T {
+        OF_THREAD.with(|clock| {
+            if clock.pipeline.get() != pipeline {
+                clock.become_that_of(pipeline);
+            }
+            use_it(clock)
+        })
+    }
+
+    #[cold]
+    fn become_that_of(&self, pipeline: u64) {
+        self.pipeline.set(pipeline);
+        self.read_at.set(0);
+        self.steady.set(0);
+        self.share_nothing();
     }
 
     /// When a run of the round that began at `round` begins, if that is now.
     #[inline]
-    pub(super) fn begin(&mut self, round: u64) -> u64 {
-        if round > self.read_at {
-            if self.sharing > 0 {
-                self.steady = 0;
+    pub(super) fn begin(&self, round: u64) -> u64 {
+        if round > self.read_at.get() {
+            if self.sharing.get() > 0 {
+                self.steady.set(0);
             }
             self.set(round);
         }
-        self.read_at + self.given
+        self.read_at.get() + self.given.get()
     }
 
     /// How long a run took that ended at its first poll, if it need not read the clock.
     #[inline]
-    pub(super) fn estimate(&mut self) -> Option<u64> {
-        let shares = self.steady == STEADY && self.sharing + 1 < SHARING;
+    pub(super) fn estimate(&self) -> Option<u64> {
+        let (sharing, typical) = (self.sharing.get() + 1, self.typical.get());
+        let shares = self.steady.get() == STEADY && sharing < SHARING;
         shares.then(|| {
-            self.sharing += 1;
-            self.given += self.typical;
-            self.typical
+            self.sharing.set(sharing);
+            self.given.set(self.given.get() + typical);
+            typical
         })
     }
 
     /// How long a run took that began at `began` and ended at its first poll, where the clock says `now`.
-    pub(super) fn read(&mut self, began: u64, now: u64) -> u64 {
-        if began != self.read_at + self.given {
+    #[inline]
+    pub(super) fn read(&self, began: u64, now: u64) -> u64 {
+        let (read_at, given, sharing) = (self.read_at.get(), self.given.get(), self.sharing.get());
+        if began != read_at + given {
             // Another pipeline ran within it.
             return self.waited(began, now);
         }
-        let together = now.saturating_sub(self.read_at);
-        let rest = together.saturating_sub(self.given);
-        self.typical = together / u64::from(self.sharing + 1);
-        self.steady = if self.typical <= SHORT { STEADY.min(self.steady + 1) } else { 0 };
+        let together = now.saturating_sub(read_at);
+        let typical = if sharing == 0 { together } else { together / u64::from(sharing + 1) };
+        self.typical.set(typical);
+        self.steady.set(if typical <= SHORT { STEADY.min(self.steady.get() + 1) } else { 0 });
         self.set(now);
-        rest
+        together.saturating_sub(given)
     }
 
     /// How long a run took that began at `began` and waited, where the clock says `now`.
-    pub(super) fn waited(&mut self, began: u64, now: u64) -> u64 {
-        self.steady = 0;
+    pub(super) fn waited(&self, began: u64, now: u64) -> u64 {
+        self.steady.set(0);
         self.set(now);
         now.saturating_sub(began)
     }
 
-    fn set(&mut self, now: u64) {
-        (self.read_at, self.given, self.sharing) = (now.max(self.read_at), 0, 0);
+    #[inline]
+    fn set(&self, now: u64) {
+        self.read_at.set(now.max(self.read_at.get()));
+        self.share_nothing();
+    }
+
+    #[inline]
+    fn share_nothing(&self) {
+        self.given.set(0);
+        self.sharing.set(0);
     }
 }
 
@@ -109,7 +134,7 @@ mod tests {
     /// Runs of so many nanoseconds, one after the other, behind those that make a clock steady: what each was given, and how often the
     /// clock was read.
     fn run(lengths: impl IntoIterator<Item = u64>) -> (Vec<u64>, usize) {
-        let (mut clock, mut now, mut readings) = (RunClock::new(1), 50, 0);
+        let (clock, mut now, mut readings) = (RunClock::new(1), 50, 0);
         let mut one = |length| {
             let began = clock.begin(50);
             now += length;
@@ -168,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_round_begins_at_its_own_time_and_other_runs_at_the_end_of_the_one_before() {
-        let mut clock = RunClock { steady: STEADY, ..RunClock::new(1) };
+        let clock = RunClock { steady: Cell::new(STEADY), ..RunClock::new(1) };
         assert_eq!(clock.begin(1_000), 1_000);
         assert_eq!(clock.read(1_000, 1_400), 400);
         assert_eq!(clock.begin(1_000), 1_400, "behind another");
@@ -181,7 +206,7 @@ mod tests {
 
     #[test]
     fn after_a_run_that_waited_each_run_reads_the_clock() {
-        let mut clock = RunClock { steady: STEADY, ..RunClock::new(1) };
+        let clock = RunClock { steady: Cell::new(STEADY), ..RunClock::new(1) };
         let began = clock.begin(1_000);
         assert_eq!(clock.waited(began, 5_000), 4_000);
         assert_eq!((clock.begin(1_000), clock.estimate()), (5_000, None));

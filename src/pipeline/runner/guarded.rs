@@ -49,7 +49,7 @@ pub(super) async fn guarded<R, T, F: Future<Output = Result<T, HandlerError>>>(
         (ended.flatten(), overran, at_once)
     };
     claim.returned();
-    context.measurer.run_ended(started, claim, at_once);
+    context.measurer.run_ended(started, time, claim, at_once);
     failpoints::hit(Step::EffectDone);
     match (ended, output) {
         (Some(Err(panic)), _) => {
