@@ -123,7 +123,7 @@ def rate(value):
     for unit, name in [(1e6, " M"), (1e3, " k")]:
         if value >= unit:
             return f"{value / unit:.3g}{name}" if value < 999.5 * unit else f"{value / unit:.0f}{name}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def spread(values, shown):

@@ -96,8 +96,8 @@ class Verdicts(unittest.TestCase):
 
 class Page(unittest.TestCase):
     def test_rates_have_three_figures(self):
-        shown = [tables.rate(value) for value in [7.25, 999, 1_000, 12_345, 999_499, 999_600, 1_234_567]]
-        self.assertEqual(shown, ["7.25", "999", "1 k", "12.3 k", "999 k", "1000 k", "1.23 M"])
+        shown = [tables.rate(value) for value in [7.25, 999, 999.6, 1_000, 12_345, 999_499, 999_600, 1_234_567]]
+        self.assertEqual(shown, ["7.25", "999", "1000", "1 k", "12.3 k", "999 k", "1000 k", "1.23 M"])
 
     def test_a_document_keeps_all_but_what_is_between_the_markers(self):
         document = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"

@@ -56,6 +56,10 @@ impl RoundTime {
     pub(crate) fn shared(self) -> Self {
         Self { may_share: true, ..self }
     }
+
+    pub(crate) fn may_share(&self) -> bool {
+        self.may_share
+    }
 }
 
 /// When a run began, in nanoseconds since its pipeline began.
@@ -105,18 +109,19 @@ impl Measurer {
         Some(RunBegan(RunClock::with(measuring.pipeline, |clock| clock.begin(time.nanoseconds))))
     }
 
-    /// Notes in `claim` the time since [`run_started`](Self::run_started) at `time`. `at_once`: that was in the same poll.
+    /// Notes in `claim` the time since [`run_started`](Self::run_started). `at_once`: that was in the same poll; `may_share`: its end may
+    /// need no reading of its own.
     pub(crate) fn run_ended(
         &self,
         started: Option<RunBegan>,
-        time: &RoundTime,
         claim: &ActiveClaim,
         at_once: bool,
+        may_share: bool,
     ) {
         let (Some(measuring), Some(RunBegan(began))) = (&self.0, started) else { return };
         claim.ran(RunClock::with(measuring.pipeline, |clock| {
             if at_once
-                && time.may_share
+                && may_share
                 && let Some(nanoseconds) = clock.estimate()
             {
                 return nanoseconds;

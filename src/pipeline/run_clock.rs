@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-/// Runs that take no longer on average share a reading of the clock, in nanoseconds: a reading takes 20 to 50.
+/// Runs whose average is at most this many nanoseconds share a reading of the clock, which takes 20 to 50.
 const SHORT: u64 = 2_000;
 /// At most so many share one.
 const SHARING: u32 = 8;
@@ -16,10 +16,11 @@ thread_local! {
 /// The clock of the runs that follow each other on a thread. The first of a round begins when the round does, and each other one
 /// when the one before it ends.
 ///
-/// Runs that end at their first poll share a reading where such runs are all that there was, and were short, for a while: the last one
-/// reads the clock, and those before it are given what runs took by the reading before. The last one has the rest, so that the sum is right
-/// to within 14 µs, and a long run is seen, though perhaps as another one of the eight. Then, and after a run that waited, each run reads
-/// the clock again for a while.
+/// Runs that succeed at their first poll share a reading where such runs are all that there was, and were short, for a while: the last one
+/// reads the clock, and each one before it is given the average of the reading before. The last one has the rest, so that the sum is right
+/// to within 14 µs for each reading, and a long run is seen, though perhaps as another one of the eight. Then, and after a run that
+/// waited, each run reads the clock again for a while. Where the last one does not run after all, what those before it took
+/// beyond the average is lost.
 ///
 /// All times are nanoseconds since the pipeline began.
 #[derive(Debug)]

@@ -77,6 +77,11 @@ impl<'s> TakenSlots<'s> {
     pub(crate) fn next(&mut self) -> Option<Slot<'s>> {
         self.0.as_mut()?.split(1)
     }
+
+    /// How many are left.
+    pub(crate) fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, SemaphorePermit::num_permits)
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,13 @@ pub(crate) fn classify(operation: impl Into<Operation>, error: lapin::Error) -> 
     Error::new(kind, operation, what).with_source(error)
 }
 
+/// True if an error of [`classify`] may be that of the whole connection, which must not be used again then: it reports to waiting calls
+/// before its own state changes, and a channel that is opened on it in between never opens.
+pub(crate) fn is_of_connection(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<lapin::Error>());
+    error.kind() == ErrorKind::Unavailable && !source.is_some_and(lapin::Error::is_amqp_soft_error)
+}
+
 /// The broker's `consumer_timeout`, if that is why it closed the channel.
 pub(crate) fn consumer_timeout(error: &lapin::Error) -> Option<Duration> {
     let lapin::ErrorKind::ProtocolError(error) = error.kind() else { return None };

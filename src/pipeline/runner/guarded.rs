@@ -49,7 +49,9 @@ pub(super) async fn guarded<R, T, F: Future<Output = Result<T, HandlerError>>>(
         (ended.flatten(), overran, at_once)
     };
     claim.returned();
-    context.measurer.run_ended(started, time, claim, at_once);
+    // A failure is measured for itself: it has a histogram of its own.
+    let may_share = time.may_share() && matches!(output, Some(Ok(_)));
+    context.measurer.run_ended(started, claim, at_once, may_share);
     failpoints::hit(Step::EffectDone);
     match (ended, output) {
         (Some(Err(panic)), _) => {

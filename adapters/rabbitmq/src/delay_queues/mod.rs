@@ -93,9 +93,14 @@ impl DelayQueues {
     ) -> Vec<Result<(), Error>> {
         let batch: Vec<_> = batch.map(|(message, after)| (message, round_up_ms(after))).collect();
         let make = async |context: PublishContext<'_>| {
-            let mut ready = HashMap::new();
+            let (mut ready, mut failed) = (HashMap::new(), None);
             for delay_ms in batch.iter().map(|(_, delay_ms)| *delay_ms).collect::<BTreeSet<_>>() {
-                ready.insert(delay_ms, self.declare(context.connection, delay_ms).await);
+                let declared = match &failed {
+                    Some(error) => Err(Error::clone(error)),
+                    None => self.declare(context.connection, delay_ms).await,
+                };
+                failed = declared.as_ref().err().filter(|error| error::is_of_connection(error)).cloned();
+                ready.insert(delay_ms, declared);
             }
             let letter = |(message, delay_ms): &(&Message, u64)| match ready.get(delay_ms) {
                 Some(Err(error)) => Err(error.clone()),
@@ -174,7 +179,7 @@ impl DelayQueues {
                 }
             }
             // A lost connection is not a failed declaration.
-            Err(_) if !connection.status().connected() => {}
+            Err(error) if error::is_of_connection(error) || !connection.status().connected() => {}
             Err(error) => {
                 let pause = failed.as_ref().map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LAST_PAUSE));
                 known.failed.insert(delay_ms, FailedDeclaration { again_at: Instant::now() + pause, pause });

@@ -27,8 +27,7 @@ pub(crate) struct BatchSender<'a> {
 pub(crate) struct SentBatch {
     /// The channel, if it is open.
     pub(crate) channel: Option<Channel>,
-    /// The connection failed and must not be used again. It reports to waiting calls before its own state changes, and a channel that
-    /// is opened on it in between never opens.
+    /// The connection failed and must not be used again, whatever its state says.
     pub(crate) connection_failed: bool,
     /// The result of each message; `None` where it is unknown.
     pub(crate) results: Vec<Option<Result<(), Error>>>,

@@ -99,21 +99,24 @@ impl ConfirmChannel {
             Ok(publishings) => publishings,
             Err(_) => return all(&timed_out("the broker did not answer")),
         };
-        // A queue of the batch could not be declared because the connection failed.
-        let failed_before = publishings
+        // A queue of the batch could not be declared because the connection failed: no channel would open.
+        let failed = publishings
             .iter()
-            .any(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable));
+            .find_map(|made| made.as_ref().err().filter(|error| error::is_of_connection(error)).cloned());
         let mut sender = BatchSender::new(&connection, channel, &self.refusals, &publishings);
-        let in_time = tokio::time::timeout_at(deadline, sender.run()).await.is_ok();
+        let in_time = failed.is_none() && tokio::time::timeout_at(deadline, sender.run()).await.is_ok();
         let SentBatch { channel, connection_failed, results } = sender.end();
         let is_blocked = connection.status().blocked();
-        let is_sound = !connection_failed && !failed_before && connection.status().connected();
+        let is_sound = !connection_failed && failed.is_none() && connection.status().connected();
         if is_sound && (in_time || is_blocked) {
             // The channel of a batch that timed out is dropped, with its unread confirms.
             *slot = Some(ReusableChannel { connection, channel: channel.filter(|_| in_time) });
         }
-        let missing =
-            || if is_blocked { blocked_error() } else { timed_out("the broker did not confirm it") };
+        let missing = || match &failed {
+            Some(error) => error.clone(),
+            None if is_blocked => blocked_error(),
+            None => timed_out("the broker did not confirm it"),
+        };
         results.into_iter().map(|result| result.unwrap_or_else(|| Err(missing()))).collect()
     }
 }
