@@ -30,8 +30,11 @@ pub(super) fn handle<R: Runner>(
     let grouped = (!groups.is_empty()).then(|| handle_groups(context, groups));
     let mut taken = context.slots.as_ref().map(|slots| (slots, slots.take(runs(&starts))));
     // Of those that run now the last one reads the clock; those before it may share its reading.
-    let at_once = taken.as_ref().map_or_else(|| runs(&starts), |(_, taken)| taken.len());
-    let mut to_share = if context.measurer.may_share() { at_once.saturating_sub(1) } else { 0 };
+    let mut to_share = match &taken {
+        _ if !context.measurer.may_share() => 0,
+        Some((_, taken)) => taken.len().saturating_sub(1),
+        None => runs(&starts).saturating_sub(1),
+    };
     let single = SideBySide::new(starts.into_iter().map(move |start| {
         let slot = match &mut taken {
             Some((slots, taken)) if is_run(&start) => {

@@ -41,11 +41,18 @@ pub(crate) fn classify(operation: impl Into<Operation>, error: lapin::Error) -> 
     Error::new(kind, operation, what).with_source(error)
 }
 
+/// True if an error closes no more than a channel.
+pub(crate) fn is_of_channel(error: &lapin::Error) -> bool {
+    use lapin::ErrorKind as Lapin;
+    error.is_amqp_soft_error()
+        || matches!(error.kind(), Lapin::InvalidChannel(_) | Lapin::InvalidChannelState(..))
+}
+
 /// True if an error of [`classify`] may be that of the whole connection, which must not be used again then: it reports to waiting calls
 /// before its own state changes, and a channel that is opened on it in between never opens.
 pub(crate) fn is_of_connection(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<lapin::Error>());
-    error.kind() == ErrorKind::Unavailable && !source.is_some_and(lapin::Error::is_amqp_soft_error)
+    error.kind() == ErrorKind::Unavailable && !source.is_some_and(is_of_channel)
 }
 
 /// The broker's `consumer_timeout`, if that is why it closed the channel.

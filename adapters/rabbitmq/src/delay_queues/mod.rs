@@ -93,14 +93,15 @@ impl DelayQueues {
     ) -> Vec<Result<(), Error>> {
         let batch: Vec<_> = batch.map(|(message, after)| (message, round_up_ms(after))).collect();
         let make = async |context: PublishContext<'_>| {
-            let (mut ready, mut failed) = (HashMap::new(), None);
+            let mut ready = HashMap::new();
             for delay_ms in batch.iter().map(|(_, delay_ms)| *delay_ms).collect::<BTreeSet<_>>() {
-                let declared = match &failed {
-                    Some(error) => Err(Error::clone(error)),
-                    None => self.declare(context.connection, delay_ms).await,
-                };
-                failed = declared.as_ref().err().filter(|error| error::is_of_connection(error)).cloned();
+                let declared = self.declare(context.connection, delay_ms).await;
+                let is_lost = declared.as_ref().is_err_and(error::is_of_connection);
                 ready.insert(delay_ms, declared);
+                if is_lost {
+                    // Then none of the batch is sent.
+                    break;
+                }
             }
             let letter = |(message, delay_ms): &(&Message, u64)| match ready.get(delay_ms) {
                 Some(Err(error)) => Err(error.clone()),

@@ -1,9 +1,10 @@
 //! Publishes one batch so that a message for which the broker closes the channel fails alone: [`BatchSender`].
 
 use lapin::types::ShortString;
-use lapin::{Channel, Connection, ErrorKind as Lapin};
+use lapin::{Channel, Connection};
 use onceward::Error;
 
+use crate::error;
 use crate::publish::confirms::{self, ConfirmOutcome, open_channel, publish_error};
 use crate::publish::publishing::{Publishing, Publishings};
 use crate::publish::refusals::RefusalMemory;
@@ -136,7 +137,7 @@ impl<'a> BatchSender<'a> {
                 ConfirmOutcome::Answered(result) => self.results[index] = Some(result),
                 ConfirmOutcome::Interrupted(error) => {
                     interrupted.push(index);
-                    lost |= !is_of_channel(&error);
+                    lost |= !error::is_of_channel(&error);
                     // The others only report that the channel is closed.
                     if cause.is_none() || error.is_amqp_soft_error() {
                         cause = Some(error);
@@ -162,10 +163,4 @@ impl<'a> BatchSender<'a> {
         }
         Ok(())
     }
-}
-
-/// The error closes no more than a channel.
-fn is_of_channel(error: &lapin::Error) -> bool {
-    error.is_amqp_soft_error()
-        || matches!(error.kind(), Lapin::InvalidChannel(_) | Lapin::InvalidChannelState(..))
 }
