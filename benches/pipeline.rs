@@ -12,7 +12,6 @@ use onceward::{
     Fingerprint, Fingerprinting, Handled, KeyExtractor, KeySource, MemoryStore, Message, Pipeline,
     PipelineConfig, Scope, handler_fn,
     pipeline::config::{OnExhausted, Ordering, Policies},
-    telemetry::{Distribution, Measure, Observer},
 };
 
 const MESSAGES: usize = 100_000;
@@ -50,61 +49,26 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Telemetry as the program has it.
-struct Histograms(Vec<Distribution>);
-
-impl Histograms {
-    fn new() -> Self {
-        Self(Measure::ALL.iter().map(|measure| Distribution::new(*measure)).collect())
-    }
-}
-
-impl Observer for Histograms {
-    fn observe(&self, measure: Measure, values: &[f64]) {
-        self.0[measure as usize].add(values);
-    }
-
-    fn observe_counted(&self, measure: Measure, values: &[(f64, u64)]) {
-        self.0[measure as usize].add_counted(values);
-    }
-}
-
 fn run(bencher: Bencher<'_, '_>, distinct: usize, fingerprint: bool) {
-    run_observed(bencher, distinct, fingerprint, None);
-}
-
-fn run_observed(
-    bencher: Bencher<'_, '_>,
-    distinct: usize,
-    fingerprint: bool,
-    observer: Option<Arc<dyn Observer>>,
-) {
     let config = PipelineConfig {
         fingerprint: if fingerprint { Fingerprinting::Json } else { Fingerprinting::Off },
         ..PipelineConfig::default()
     };
-    run_configured(bencher, distinct, config, observer);
+    run_configured(bencher, distinct, config);
 }
 
-fn run_configured(
-    bencher: Bencher<'_, '_>,
-    distinct: usize,
-    config: PipelineConfig,
-    observer: Option<Arc<dyn Observer>>,
-) {
+fn run_configured(bencher: Bencher<'_, '_>, distinct: usize, config: PipelineConfig) {
     let policies = Policies { on_exhausted: OnExhausted::Park, ..Policies::default() };
     let config = PipelineConfig { policies, ..config };
     bencher
         .counter(ItemsCount::new(MESSAGES))
         .with_inputs(|| (broker(distinct), Arc::new(MemoryStore::new())))
         .bench_local_values(|(broker, store)| {
-            let mut pipeline = Pipeline::builder(scope(), broker.consumer(), store)
+            let pipeline = Pipeline::builder(scope(), broker.consumer(), store)
                 .keys([KeySource::MessageId])
-                .config(config.clone());
-            if let Some(observer) = &observer {
-                pipeline = pipeline.observer(Arc::clone(observer));
-            }
-            let pipeline = pipeline.handler(handler_fn((), effect)).expect("a valid configuration");
+                .config(config.clone())
+                .handler(handler_fn((), effect))
+                .expect("a valid configuration");
             let summary = runtime().block_on(pipeline.run(Default::default())).expect("a run");
             assert_eq!(summary.handled() as usize, distinct);
             assert_eq!((summary.handled() + summary.duplicates()) as usize, MESSAGES);
@@ -116,12 +80,6 @@ fn distinct_keys(bencher: Bencher<'_, '_>) {
     run(bencher, MESSAGES, true);
 }
 
-/// To be compared with [`distinct_keys`]: the cost of histograms.
-#[divan::bench(sample_count = 10, sample_size = 1)]
-fn distinct_keys_with_histograms(bencher: Bencher<'_, '_>) {
-    run_observed(bencher, MESSAGES, true, Some(Arc::new(Histograms::new())));
-}
-
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn distinct_keys_without_fingerprints(bencher: Bencher<'_, '_>) {
     run(bencher, MESSAGES, false);
@@ -131,7 +89,7 @@ fn distinct_keys_without_fingerprints(bencher: Bencher<'_, '_>) {
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn distinct_keys_in_order(bencher: Bencher<'_, '_>) {
     let config = PipelineConfig { ordering: Ordering::BrokerKey, ..PipelineConfig::default() };
-    run_configured(bencher, MESSAGES, config, None);
+    run_configured(bencher, MESSAGES, config);
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1)]
